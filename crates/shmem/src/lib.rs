@@ -1,0 +1,16 @@
+//! Shared memory as 64-bit words.
+//!
+//! This is the only crate of Throughline that touches memory which another process, or a hostile
+//! guest, may write at the same time. Everything above it works on the [`Words`] trait, and so runs
+//! unchanged on plain memory, on instrumented memory, and under a model checker.
+
+#![cfg_attr(not(any(feature = "std", loom)), no_std)]
+
+extern crate alloc;
+
+mod heap;
+pub mod sync;
+mod words;
+
+pub use heap::HeapWords;
+pub use words::{WORD, Words};
