@@ -1,1 +1,6 @@
 //! Placeholder.
+
+mod doorbell;
+mod lease;
+mod region;
+mod sidecar;
