@@ -9,8 +9,12 @@
 extern crate alloc;
 
 mod heap;
+#[cfg(all(feature = "std", not(loom)))]
+mod mapping;
 pub mod sync;
 mod words;
 
 pub use heap::HeapWords;
-pub use words::{WORD, Words};
+#[cfg(all(feature = "std", not(loom)))]
+pub use mapping::{MapError, Mapping, Populate};
+pub use words::{AllocateError, WORD, Words};

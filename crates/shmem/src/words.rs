@@ -5,6 +5,28 @@ use crate::sync::Ordering;
 /// Bytes in a word.
 pub const WORD: usize = 8;
 
+/// Why the memory behind some words could not be made to exist.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AllocateError {
+    /// The file system (or the memory limit of this process) has no room left.
+    #[error(
+        "no space for {bytes} more bytes of shared memory; free some on the file system that holds it (often /dev/shm), or enlarge it"
+    )]
+    NoSpace {
+        /// Bytes that were asked for.
+        bytes: u64,
+    },
+    /// The system refused for another reason.
+    #[error("{bytes} bytes of shared memory could not be allocated: system error {errno}")]
+    System {
+        /// Bytes that were asked for.
+        bytes: u64,
+        /// The system's error number.
+        errno: i32,
+    },
+}
+
 /// Shared memory, seen as little-endian 64-bit words.
 ///
 /// There are no references into the memory and no slices of it: what is read is a copy, taken once.
@@ -47,6 +69,25 @@ pub trait Words {
             self.store(word, 0, Ordering::Relaxed);
         }
     }
+
+    /// Makes the memory behind `count` words from word `at` exist, so that touching them can never
+    /// fault; their values stay. Words that exist already cost one system call.
+    ///
+    /// Memory of this process exists anyway, so the default does nothing.
+    fn allocate(&self, at: usize, count: usize) -> Result<(), AllocateError> {
+        let _ = (at, count);
+        Ok(())
+    }
+
+    /// Gives the memory behind `count` words from word `at` back to the system, as far as it fills
+    /// whole pages. The words read zero afterwards, and must be [allocated](Self::allocate) before
+    /// they are touched again.
+    ///
+    /// The default zeroes the words.
+    fn release(&self, at: usize, count: usize) -> Result<(), AllocateError> {
+        self.zero(at, count);
+        Ok(())
+    }
 }
 
 impl<W: Words + ?Sized> Words for &W {
@@ -67,5 +108,11 @@ impl<W: Words + ?Sized> Words for &W {
     }
     fn zero(&self, at: usize, count: usize) {
         (**self).zero(at, count);
+    }
+    fn allocate(&self, at: usize, count: usize) -> Result<(), AllocateError> {
+        (**self).allocate(at, count)
+    }
+    fn release(&self, at: usize, count: usize) -> Result<(), AllocateError> {
+        (**self).release(at, count)
     }
 }
