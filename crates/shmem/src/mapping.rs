@@ -50,27 +50,27 @@ pub enum MapError {
         found: u64,
     },
     /// A device could not be opened.
-    #[error("cannot open {}: {source}", path.display())]
+    #[error("cannot open {}: {reason}", path.display())]
     Open {
         /// Path of the device.
         path: PathBuf,
         /// The system's reason.
-        source: io::Error,
+        reason: io::Error,
     },
     /// The system refused.
-    #[error("cannot map {len} bytes at {at:#x}: {source}{}", hint(source))]
+    #[error("cannot map {len} bytes at {at:#x}: {reason}{}", hint(reason))]
     System {
         /// Offset or physical address, in bytes.
         at: u64,
         /// Length, in bytes.
         len: u64,
         /// The system's reason.
-        source: io::Error,
+        reason: io::Error,
     },
 }
 
-fn hint(source: &io::Error) -> &'static str {
-    match Errno::from_io_error(source) {
+fn hint(reason: &io::Error) -> &'static str {
+    match Errno::from_io_error(reason) {
         Some(Errno::PERM) => {
             " (a kernel driver may own this memory: /dev/mem works without nd_pmem, or with iomem=relaxed; a file may be sealed against writing)"
         }
@@ -103,7 +103,7 @@ impl Mapping {
     /// Keeps a duplicate of the descriptor (close-on-exec, of the same description) to allocate
     /// and release memory with.
     pub fn file(file: impl AsFd, len: u64, populate: Populate) -> Result<Self, MapError> {
-        let failed = |source: Errno| MapError::System { at: 0, len, source: source.into() };
+        let failed = |reason: Errno| MapError::System { at: 0, len, reason: reason.into() };
         check(0, len)?;
         let found = rustix::fs::fstat(&file).map_err(failed)?.st_size.unsigned_abs();
         if len > found {
@@ -141,7 +141,7 @@ impl Mapping {
 
 fn open_device(path: &Path) -> Result<File, MapError> {
     let opened = OpenOptions::new().read(true).write(true).open(path);
-    opened.map_err(|source| MapError::Open { path: path.to_owned(), source })
+    opened.map_err(|reason| MapError::Open { path: path.to_owned(), reason })
 }
 
 fn check(at: u64, len: u64) -> Result<(), MapError> {
@@ -161,8 +161,8 @@ fn map(fd: impl AsFd, at: u64, len: u64, populate: Populate) -> Result<(NonNull<
     let access = ProtFlags::READ | ProtFlags::WRITE;
     // SAFETY: a new mapping at an address that the kernel chooses touches no existing memory.
     let base = unsafe { rustix::mm::mmap(ptr::null_mut(), len as usize, access, flags, fd, at) };
-    let base = base.map_err(|source| MapError::System { at, len, source: source.into() })?;
-    let base = NonNull::new(base.cast()).ok_or_else(|| MapError::System { at, len, source: Errno::NOMEM.into() })?;
+    let base = base.map_err(|reason| MapError::System { at, len, reason: reason.into() })?;
+    let base = NonNull::new(base.cast()).ok_or_else(|| MapError::System { at, len, reason: Errno::NOMEM.into() })?;
     Ok((base, len as usize / WORD))
 }
 
