@@ -19,7 +19,8 @@ use crate::backing;
 /// holder. A child that is forked and never calls `exec` would inherit it.
 #[derive(Debug)]
 pub struct Lease {
-    _description: OwnedFd,
+    description: OwnedFd,
+    claim: Claim,
 }
 
 /// The bytes that stand for something.
@@ -45,18 +46,29 @@ impl Lease {
     /// Takes the lease or says at once why not. Never waits.
     pub(crate) fn take(file: BorrowedFd<'_>, claim: Claim) -> Result<Self, Refusal> {
         let description = backing::reopen(file).map_err(|errno| Refusal::System(errno.into()))?;
-        let lock = libc::flock {
-            l_type: libc::F_WRLCK as libc::c_short,
-            l_whence: libc::SEEK_SET as libc::c_short,
-            l_start: claim as i64,
-            l_len: 1,
-            l_pid: 0,
-        };
-        match fcntl(&description, FcntlArg::F_OFD_SETLK(&lock)) {
-            Ok(_) => Ok(Self { _description: description }),
+        match fcntl(&description, FcntlArg::F_OFD_SETLK(&lock(libc::F_WRLCK, claim))) {
+            Ok(_) => Ok(Self { description, claim }),
             Err(Errno::EAGAIN | Errno::EACCES) => Err(Refusal::Held),
             Err(errno) => Err(Refusal::System(errno.into())),
         }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        // Closing is not enough while a child that another thread has just forked, and that has not
+        // come to its `exec` yet, holds the descriptor too. Unlocking cannot fail; closing follows.
+        let _ = fcntl(&self.description, FcntlArg::F_OFD_SETLK(&lock(libc::F_UNLCK, self.claim)));
+    }
+}
+
+fn lock(kind: libc::c_int, claim: Claim) -> libc::flock {
+    libc::flock {
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: claim as i64,
+        l_len: 1,
+        l_pid: 0,
     }
 }
 

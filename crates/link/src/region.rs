@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::sync::Arc;
 
 use throughline_ring::{Geometry, Header, HeaderError, Layout};
 use throughline_shmem::sync::Ordering;
@@ -20,7 +21,7 @@ use crate::lease::{Claim, Lease, Refusal};
 /// open, so that a full file system refuses an open and never kills a process.
 #[derive(Debug)]
 pub struct Region {
-    memory: Mapping,
+    memory: Arc<Mapping>,
     header: Header,
     layout: Layout,
     backing: Option<Backing>,
@@ -112,7 +113,7 @@ impl Region {
         let memory = mapped.map_err(|reason| BackingError::Map { name: name.clone(), reason })?;
         let header = Header::read(&memory).map_err(|reason| RegionError::Header { name, reason })?;
         let layout = Layout::new(&header.geometry);
-        Ok(Self { memory, header, layout, backing: None })
+        Ok(Self { memory: Arc::new(memory), header, layout, backing: None })
     }
 
     fn open_file(file: OwnedFd, name: String) -> Result<Self, RegionError> {
@@ -126,7 +127,7 @@ impl Region {
     }
 
     /// The shared words.
-    pub fn words(&self) -> &Mapping {
+    pub fn words(&self) -> &Arc<Mapping> {
         &self.memory
     }
 
@@ -176,20 +177,25 @@ impl Backing {
 }
 
 /// Makes a new file a region.
-fn fill(file: impl AsFd, geometry: &Geometry, layout: &Layout, name: &str) -> Result<(Mapping, Header), BackingError> {
+fn fill(
+    file: impl AsFd,
+    geometry: &Geometry,
+    layout: &Layout,
+    name: &str,
+) -> Result<(Arc<Mapping>, Header), BackingError> {
     let memory = map(file, layout, name)?;
     let header = Header::new(geometry.clone(), backing::random_id()?);
-    header.write(&memory);
+    header.write(&*memory);
     Ok((memory, header))
 }
 
 /// Maps a whole region and makes the pages exist that are touched before any channel opens.
-fn map(file: impl AsFd, layout: &Layout, name: &str) -> Result<Mapping, BackingError> {
+fn map(file: impl AsFd, layout: &Layout, name: &str) -> Result<Arc<Mapping>, BackingError> {
     let mapped = Mapping::file(file, layout.region_bytes(), Populate::OnTouch);
     let memory = mapped.map_err(|reason| BackingError::Map { name: name.to_owned(), reason })?;
     let allocated = memory.allocate(0, layout.control_words());
     allocated.map_err(|reason| BackingError::allocate(name, reason))?;
-    Ok(memory)
+    Ok(Arc::new(memory))
 }
 
 /// The first page of a file, copied: it is judged before anything is mapped.

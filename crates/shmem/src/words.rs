@@ -90,29 +90,36 @@ pub trait Words {
     }
 }
 
-impl<W: Words + ?Sized> Words for &W {
-    fn len(&self) -> usize {
-        (**self).len()
-    }
-    fn load(&self, at: usize, order: Ordering) -> u64 {
-        (**self).load(at, order)
-    }
-    fn store(&self, at: usize, value: u64, order: Ordering) {
-        (**self).store(at, value, order);
-    }
-    fn copy_out(&self, at: usize, out: &mut [u8]) {
-        (**self).copy_out(at, out);
-    }
-    fn copy_in(&self, at: usize, bytes: &[u8]) {
-        (**self).copy_in(at, bytes);
-    }
-    fn zero(&self, at: usize, count: usize) {
-        (**self).zero(at, count);
-    }
-    fn allocate(&self, at: usize, count: usize) -> Result<(), AllocateError> {
-        (**self).allocate(at, count)
-    }
-    fn release(&self, at: usize, count: usize) -> Result<(), AllocateError> {
-        (**self).release(at, count)
-    }
+/// Handles to words are words.
+macro_rules! by_handle {
+    ($($handle:ty),*) => {$(
+        impl<W: Words + ?Sized> Words for $handle {
+            fn len(&self) -> usize {
+                (**self).len()
+            }
+            fn load(&self, at: usize, order: Ordering) -> u64 {
+                (**self).load(at, order)
+            }
+            fn store(&self, at: usize, value: u64, order: Ordering) {
+                (**self).store(at, value, order);
+            }
+            fn copy_out(&self, at: usize, out: &mut [u8]) {
+                (**self).copy_out(at, out);
+            }
+            fn copy_in(&self, at: usize, bytes: &[u8]) {
+                (**self).copy_in(at, bytes);
+            }
+            fn zero(&self, at: usize, count: usize) {
+                (**self).zero(at, count);
+            }
+            fn allocate(&self, at: usize, count: usize) -> Result<(), AllocateError> {
+                (**self).allocate(at, count)
+            }
+            fn release(&self, at: usize, count: usize) -> Result<(), AllocateError> {
+                (**self).release(at, count)
+            }
+        }
+    )*};
 }
+
+by_handle!(&W, alloc::sync::Arc<W>);

@@ -13,6 +13,8 @@ use std::path::Path;
 use eventfd::Eventfds;
 use port::Port;
 use socket::Socket;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// What became of a bell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +48,7 @@ const READ_BYTES: usize = 4096;
 /// One side's end of a doorbell: how it wakes its peer, and how its peer wakes it.
 ///
 /// No method waits. To wait, watch [`as_fd`](AsFd::as_fd) for readability, level- or edge-triggered
-/// (`tokio::io::unix::AsyncFd` with `Interest::READABLE`), then [`drain`](Self::drain).
+/// (under tokio: [`watch`](Self::watch)), then [`drain`](Self::drain).
 #[derive(Debug)]
 pub struct Doorbell(Kind);
 
@@ -85,6 +87,19 @@ impl Doorbell {
     /// Opens the virtio-serial port of that path, in the guest. Only one process can have it open.
     pub fn open_port(path: &Path) -> io::Result<Self> {
         Port::open(path).map(|port| Self(Kind::Port(port)))
+    }
+
+    /// Registers with the current tokio runtime, for readability. Panics outside of one that has I/O
+    /// enabled.
+    ///
+    /// A socket's hang-up stays readable for ever: leave off waiting when [`drain`](Self::drain)
+    /// tells of it.
+    pub fn watch(self) -> io::Result<AsyncFd<Self>> {
+        #[expect(unsafe_code, reason = "tokio cannot see that the descriptor stays the same")]
+        // SAFETY: `as_raw_fd` names a descriptor that the doorbell owns, never replaces, and closes
+        // only when it is dropped; the `AsyncFd` owns the doorbell.
+        let watched = unsafe { AsyncFd::register_with_interest(self, Interest::READABLE) };
+        Ok(watched?)
     }
 
     /// Wakes the peer. Never waits, and never raises a signal.

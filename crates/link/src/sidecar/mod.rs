@@ -4,6 +4,7 @@ mod header;
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::sync::Arc;
 
 use throughline_ring::Side;
 use throughline_shmem::sync::Ordering;
@@ -23,7 +24,7 @@ pub use header::{Origin, SidecarFault, Timeline};
 /// of either are refused, because two of them would send different bytes at the same positions.
 #[derive(Debug)]
 pub struct Sidecar {
-    memory: Mapping,
+    memory: Arc<Mapping>,
     timeline: Timeline,
     /// On the sidecar, where the holder is recorded, and on the region, which may have only one.
     _leases: [Lease; 2],
@@ -145,10 +146,10 @@ impl Sidecar {
         let name = path.to_string_lossy();
         let file = backing::open(path)?;
         let (memory, leases) = acquire(file.as_fd(), region, &name)?;
-        check_region(header::read_region(&memory), region, &name)?;
+        check_region(header::read_region(&*memory), region, &name)?;
         let (_, own_file) = backing::measure(&file, &name)?;
-        header::set_event_pending(&memory, true);
-        header::write_binding(&memory, &binding(region, own_file, timeline)?);
+        header::set_event_pending(&*memory, true);
+        header::write_binding(&*memory, &binding(region, own_file, timeline)?);
         Ok(Self { memory, timeline, _leases: leases })
     }
 
@@ -158,7 +159,7 @@ impl Sidecar {
     }
 
     /// The kept words, at the offsets that the host's pages have in the region.
-    pub fn words(&self) -> &Mapping {
+    pub fn words(&self) -> &Arc<Mapping> {
         &self.memory
     }
 
@@ -186,14 +187,14 @@ impl Sidecar {
         if was_driven(region) {
             return Err(SidecarError::Used { region: region.name().to_owned() });
         }
-        header::write_holder(&memory, Holder::this_process());
-        header::write_binding(&memory, &binding);
+        header::write_holder(&*memory, Holder::this_process());
+        header::write_binding(&*memory, &binding);
         Ok(Self { memory, timeline, _leases: leases })
     }
 
     fn attach(file: BorrowedFd<'_>, region: &Region, name: &str) -> Result<Self, SidecarError> {
         let (memory, leases) = acquire(file, region, name)?;
-        let found = header::read_binding(&memory).map_err(|reason| fault(name, reason))?;
+        let found = header::read_binding(&*memory).map_err(|reason| fault(name, reason))?;
         let (_, own_file) = backing::measure(file, name)?;
         let expected = binding(region, own_file, found.timeline)?;
         check_binding(&found, &expected, region, name)?;
@@ -233,14 +234,14 @@ fn check_region(found: u128, region: &Region, name: &str) -> Result<(), SidecarE
 }
 
 /// Checks that a file is a sidecar, takes the leases, records this process, and maps it.
-fn acquire(file: BorrowedFd<'_>, region: &Region, name: &str) -> Result<(Mapping, [Lease; 2]), SidecarError> {
+fn acquire(file: BorrowedFd<'_>, region: &Region, name: &str) -> Result<(Arc<Mapping>, [Lease; 2]), SidecarError> {
     let (length, _) = backing::measure(file, name)?;
     let page = backing::read_page(file, name)?;
     let checked = header::check_kind(&page, length, region.layout().sidecar_bytes());
     checked.map_err(|reason| fault(name, reason))?;
     let leases = take_leases(file, region, name)?;
     let memory = map(file, region, name)?;
-    header::write_holder(&memory, Holder::this_process());
+    header::write_holder(&*memory, Holder::this_process());
     Ok((memory, leases))
 }
 
@@ -262,11 +263,11 @@ fn take_leases(file: BorrowedFd<'_>, region: &Region, name: &str) -> Result<[Lea
 }
 
 /// Maps a sidecar and makes all of it exist: a copy may have come with holes.
-fn map(file: BorrowedFd<'_>, region: &Region, name: &str) -> Result<Mapping, BackingError> {
+fn map(file: BorrowedFd<'_>, region: &Region, name: &str) -> Result<Arc<Mapping>, BackingError> {
     let mapped = Mapping::file(file, region.layout().sidecar_bytes(), Populate::OnTouch);
     let memory = mapped.map_err(|reason| BackingError::Map { name: name.to_owned(), reason })?;
     memory.allocate(0, memory.len()).map_err(|reason| BackingError::allocate(name, reason))?;
-    Ok(memory)
+    Ok(Arc::new(memory))
 }
 
 /// Whether a host has written any of its words in the region.

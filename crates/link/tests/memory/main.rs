@@ -1,0 +1,6 @@
+//! Regions, sidecars and leases, on real files, memfds and processes.
+
+mod common;
+mod full;
+mod region;
+mod sidecar;
