@@ -75,35 +75,41 @@ pub enum Cause {
 /// Decides whether the peer must be woken. Shared by all tasks of a side.
 #[derive(Debug)]
 pub struct Ringer {
-    /// The peer's sleep word that was rung for.
+    /// Place of the peer's sleep word.
+    at: usize,
+    /// The peer's sleep word that was rung for; an awake word at first, which never asks for a bell.
     rung: AtomicU64,
 }
 
-impl Default for Ringer {
-    fn default() -> Self {
-        // An awake word: never equal to one that asks for a bell.
-        Self { rung: AtomicU64::new(0) }
-    }
-}
-
 impl Ringer {
-    /// To be called after every publishing store. `Some` means: ring now, and tell
+    /// Nothing has been rung for yet. `at` is the place of the peer's sleep word.
+    pub fn attach(at: usize) -> Self {
+        Self { at, rung: AtomicU64::new(0) }
+    }
+
+    /// To be called after every publishing store of a channel. `Some` means: ring now, and tell
     /// [`refused`](Self::refused) if the bell was not taken.
     #[must_use = "the peer sleeps and waits for a bell"]
-    pub fn claim(&self, view: &View<'_, impl Words>, cause: Cause) -> Option<Episode> {
-        // Pairs with the fences in `Sleeper::fall_asleep` and `register`.
-        fence(Ordering::SeqCst);
-        let sleep = view.peer_sleep();
-        if sleep & 1 == 0 {
-            return None;
-        }
-        let reached = match cause {
+    pub fn claim<W: Words>(&self, ledger: &Ledger<W>, view: &View<'_, W>, cause: Cause) -> Option<Episode> {
+        self.claim_if(ledger, || match cause {
             Cause::Data(position) => wants(view, RecordWord::WantData, position),
             Cause::Space(position) => wants(view, RecordWord::WantSpace, position),
             Cause::State => true,
-        };
+        })
+    }
+
+    /// The same after a store to a link word, for which the peer always waits.
+    #[must_use = "the peer sleeps and waits for a bell"]
+    pub fn claim_link(&self, ledger: &Ledger<impl Words>) -> Option<Episode> {
+        self.claim_if(ledger, || true)
+    }
+
+    fn claim_if(&self, ledger: &Ledger<impl Words>, reached: impl FnOnce() -> bool) -> Option<Episode> {
+        // Pairs with the fences in `Sleeper::fall_asleep` and `register`.
+        fence(Ordering::SeqCst);
+        let sleep = ledger.alleged(self.at);
         // Claimed before the bell is rung: two tasks that publish at once ring once.
-        let claimed = reached && self.rung.swap(sleep, Ordering::Relaxed) != sleep;
+        let claimed = sleep & 1 == 1 && reached() && self.rung.swap(sleep, Ordering::Relaxed) != sleep;
         claimed.then_some(Episode(sleep))
     }
 

@@ -115,7 +115,7 @@ impl State {
 
     /// Whether what was sent is to be dropped.
     pub fn is_reset(self) -> bool {
-        self.phase == Phase::Closed && matches!(self.reason, Reason::Reset | Reason::Corrupt)
+        self.phase == Phase::Closed && matches!(self.reason, Reason::Reset | Reason::Corrupt | Reason::Expired)
     }
 
     /// As a word.

@@ -3,7 +3,7 @@
 use throughline_shmem::sync::Ordering;
 use throughline_shmem::{WORD, Words};
 
-use crate::{Layout, LinkWord, Position, RecordWord, Side};
+use crate::{Layout, Position, RecordWord, Side};
 
 /// The memories that a side writes: the region, and the host's sidecar.
 ///
@@ -69,7 +69,6 @@ pub struct View<'a, W> {
     ledger: &'a Ledger<W>,
     mine: usize,
     theirs: usize,
-    peer_sleep: usize,
     sending: usize,
     receiving: usize,
     capacity: u64,
@@ -86,7 +85,6 @@ impl<'a, W: Words> View<'a, W> {
             ledger,
             mine: layout.record(side, channel),
             theirs: layout.record(side.peer(), channel),
-            peer_sleep: layout.link_word(side.peer(), LinkWord::Sleep),
             sending: slot.ring_at(side),
             receiving: slot.ring_at(side.peer()),
             capacity: slot.ring_bytes,
@@ -131,11 +129,6 @@ impl<'a, W: Words> View<'a, W> {
     /// A word of the peer.
     pub fn alleged(&self, word: RecordWord) -> u64 {
         self.ledger.alleged(self.theirs + word as usize)
-    }
-
-    /// The peer's sleep word.
-    pub(crate) fn peer_sleep(&self) -> u64 {
-        self.ledger.alleged(self.peer_sleep)
     }
 
     pub(crate) fn sending(&self) -> Bytes<'a, W> {

@@ -1,0 +1,138 @@
+//! Quiet and identity: what host and guest agree on over the link's own words.
+
+use std::future::poll_fn;
+use std::time::Duration;
+
+use throughline_ring::{Identity, LinkWord};
+use tokio::time::{Instant, timeout_at};
+
+use crate::link::{Link, LinkCore};
+
+/// How often a bell is repeated while an acknowledgement is due: those in flight at a snapshot are lost.
+const REPEAT: Duration = Duration::from_millis(5);
+
+/// The peer did not do in time what it was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the guest did not answer within {deadline:?}: {what}")]
+pub struct Unanswered {
+    /// What it was asked for.
+    pub what: &'static str,
+    /// How long it had.
+    pub deadline: Duration,
+}
+
+/// What a host asks of its guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// Stop serving, freeze what runs, and acknowledge this number.
+    Quiesce(u64),
+    /// Go on. Any new identity comes first.
+    Resume(u64),
+    /// Take on this identity and acknowledge it, before anything runs that could use the old one.
+    Identity(Identity),
+}
+
+impl Link {
+    /// Waits for a condition on the peer's link words, repeating the bell.
+    async fn acknowledged(
+        &self,
+        what: &'static str,
+        deadline: Duration,
+        mut done: impl FnMut(&LinkCore) -> bool,
+    ) -> Result<(), Unanswered> {
+        let until = Instant::now() + deadline;
+        loop {
+            let look = poll_fn(|cx| self.core().poll_link(cx, |core| done(core).then_some(())));
+            let next = until.min(Instant::now() + REPEAT);
+            if timeout_at(next, look).await.is_ok() {
+                return Ok(());
+            }
+            if next == until {
+                return Err(Unanswered { what, deadline });
+            }
+            let _ = self.core().ring();
+        }
+    }
+
+    /// Host: asks the guest to be quiet, and waits until it is: its agent has stopped serving, and the
+    /// user's processes are frozen. On a failure the request is taken back.
+    pub async fn quiesce(&self, deadline: Duration) -> Result<(), Unanswered> {
+        // Odd while it is asked for.
+        let request = self.core().my_word(LinkWord::Quiesce).wrapping_add(1) | 1;
+        self.core().publish_link(LinkWord::Quiesce, request);
+        let done = |core: &LinkCore| core.peer_word(LinkWord::Quiesce) == request;
+        let result = self.acknowledged("to be quiet for a snapshot", deadline, done).await;
+        if result.is_err() {
+            self.lift_quiesce();
+        }
+        result
+    }
+
+    /// Host: lets the guest go on. Does nothing where it was not asked to be quiet.
+    pub fn lift_quiesce(&self) {
+        let request = self.core().my_word(LinkWord::Quiesce);
+        if request % 2 == 1 {
+            self.core().publish_link(LinkWord::Quiesce, request + 1);
+        }
+    }
+
+    /// Host: gives the guest an identity. Numbers must grow; the clock should be read just before.
+    pub fn give_identity(&self, identity: &Identity) {
+        self.core().write_identity(identity);
+    }
+
+    /// Host: number of the identity that was given last; zero for none.
+    pub fn identity_seq(&self) -> u64 {
+        self.core().my_word(LinkWord::Identity)
+    }
+
+    /// Host: waits until the guest has taken on the identity that was given last, repeating the bell;
+    /// then erases its entropy.
+    pub async fn identity_taken(&self, deadline: Duration) -> Result<(), Unanswered> {
+        let seq = self.identity_seq();
+        let done = |core: &LinkCore| core.peer_word(LinkWord::Identity) == seq;
+        self.acknowledged("to take on its identity", deadline, done).await?;
+        self.core().erase_entropy();
+        Ok(())
+    }
+
+    /// Host: the agent's protocol version; zero before the guest has attached.
+    pub fn agent_version(&self) -> u32 {
+        u32::try_from(self.core().peer_word(LinkWord::Agent)).unwrap_or(u32::MAX)
+    }
+
+    /// Guest: the next request that has not been acknowledged, an identity before anything else.
+    /// Cancel-safe: what is not acknowledged comes again.
+    pub async fn request(&self) -> Request {
+        poll_fn(|cx| {
+            let request = self.core().poll_link(cx, next_request);
+            if request.is_pending() {
+                self.arm_backstop();
+            }
+            request
+        })
+        .await
+    }
+
+    /// Guest: has followed a request to be quiet, or to go on.
+    pub fn acknowledge_quiesce(&self, request: u64) {
+        self.core().publish_link(LinkWord::Quiesce, request);
+    }
+
+    /// Guest: has taken on an identity.
+    pub fn acknowledge_identity(&self, seq: u64) {
+        self.core().publish_link(LinkWord::Identity, seq);
+    }
+}
+
+fn next_request(core: &LinkCore) -> Option<Request> {
+    let identity = core.read_identity().filter(|identity| identity.seq != core.my_word(LinkWord::Identity));
+    if let Some(identity) = identity {
+        return Some(Request::Identity(identity));
+    }
+    let (asked, followed) = (core.peer_word(LinkWord::Quiesce), core.my_word(LinkWord::Quiesce));
+    if asked == followed {
+        return None;
+    }
+    Some(if asked % 2 == 1 { Request::Quiesce(asked) } else { Request::Resume(asked) })
+}

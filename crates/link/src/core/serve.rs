@@ -1,0 +1,128 @@
+//! Looking at the peer's words on behalf of everybody who waits, and going to sleep.
+
+use std::time::Instant;
+
+use throughline_ring::{Cause, Reason, RecordWord, State, View};
+use throughline_shmem::Words;
+
+use super::watch::Want;
+use super::{Bell, Core, Entry, Use};
+
+impl<W: Words, B: Bell> Core<W, B> {
+    /// Looks at every want and every state once, wakes whom it concerns, and returns how many. Bounded
+    /// by the number of slots, whatever the peer does. While frozen it looks at the link's words only:
+    /// the end of a freeze may come that way.
+    pub(crate) fn serve(&self) -> usize {
+        let mut served = self.serve_link();
+        if self.is_frozen() {
+            return served;
+        }
+        for slot in self.active.iter() {
+            if self.slots[slot].watch.has_changed(&self.view(slot)) {
+                self.serve_state(slot);
+                served += 1;
+            }
+        }
+        for slot in self.waiting.iter() {
+            let view = self.view(slot);
+            if self.slots[slot].watch.is_reached(&view) {
+                self.wake_waiters(slot, &mut self.slots[slot].entry.lock(), &view);
+                served += 1;
+            }
+        }
+        served
+    }
+
+    /// Whether [`serve`](Self::serve) would find something: what a spinning driver asks.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.waiting.iter().any(|slot| {
+            let (view, watch) = (self.view(slot), &self.slots[slot].watch);
+            watch.is_reached(&view) || watch.has_changed(&view)
+        })
+    }
+
+    /// Whether somebody waits for the peer: the backstop runs only then.
+    pub(crate) fn has_waiters(&self) -> bool {
+        !self.waiting.is_empty() || self.link.has_waiters()
+    }
+
+    /// Shows that this side sleeps and looks again. `true` means: nothing was there, wait for the
+    /// doorbell, then call [`wake_up`](Self::wake_up). `false` means: something was, and this side is awake.
+    pub(crate) fn fall_asleep(&self) -> bool {
+        self.sleeper.lock().fall_asleep(&self.ledger);
+        // Everything that was registered before the fence is looked at; what is registered after it
+        // is looked at by who registers it.
+        let found = self.serve() > 0;
+        if found {
+            self.wake_up();
+        } else {
+            self.counting.slept();
+        }
+        !found
+    }
+
+    /// Shows that this side is awake.
+    pub(crate) fn wake_up(&self) {
+        self.sleeper.lock().wake_up(&self.ledger);
+    }
+
+    fn serve_state(&self, slot: usize) {
+        let view = self.view(slot);
+        let mut entry = self.slots[slot].entry.lock();
+        if self.is_frozen() || entry.channel.corrupt.is_some() {
+            return;
+        }
+        // Noted before it is judged: a change in between is found by the next look.
+        self.slots[slot].watch.note_state(view.alleged(RecordWord::State));
+        let followed = entry.channel.look(&view).and_then(|peer| self.follow(slot, &mut entry, &view, peer));
+        if let Err(corrupt) = followed {
+            self.give_up(slot, &mut entry, &view, corrupt);
+        }
+        self.wake_waiters(slot, &mut entry, &view);
+    }
+
+    /// Does what the peer's new state asks for.
+    fn follow(
+        &self,
+        slot: usize,
+        entry: &mut Entry,
+        view: &View<'_, W>,
+        peer: State,
+    ) -> Result<(), throughline_ring::Corrupt> {
+        self.settle(slot, entry, view, peer)?;
+        if entry.channel.is_incoming(peer) && !entry.held {
+            let offered = self.offer(peer.port, Use { slot, generation: peer.generation });
+            entry.held = offered;
+            if !offered {
+                entry.channel.refuse(view, peer);
+                self.notify(view, Cause::State);
+                self.settle(slot, entry, view, peer)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn wake_waiters(&self, slot: usize, entry: &mut Entry, view: &View<'_, W>) {
+        self.waiting.clear(slot);
+        for want in [Want::Data(0), Want::Space(0)] {
+            self.slots[slot].watch.withdraw(view, want);
+        }
+        entry.wake();
+    }
+
+    /// Closes the channels that nobody adopted in time. Returns when to call again.
+    pub(crate) fn expire(&self, now: Instant) -> Option<Instant> {
+        let mut next: Option<Instant> = None;
+        for (slot, place) in self.slots.iter().enumerate() {
+            let mut entry = place.entry.lock();
+            let Some(due) = entry.expires.filter(|_| !entry.held) else { continue };
+            if due > now || self.is_frozen() {
+                next = Some(next.map_or(due, |next| next.min(due)));
+                continue;
+            }
+            entry.expires = None;
+            self.close_entry(slot, &mut entry, Reason::Expired);
+        }
+        next
+    }
+}

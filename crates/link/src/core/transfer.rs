@@ -1,0 +1,288 @@
+//! Sending and receiving on one channel.
+
+use std::task::{Context, Poll};
+
+use throughline_ring::{Cause, Full, NEVER, Reason, State, View};
+use throughline_shmem::Words;
+
+use super::channel::Peer;
+use super::watch::Want;
+use super::{Bell, Core, Entry, Use};
+use crate::error::Error;
+
+/// Bytes that a batching writer leaves unpublished at most: publishing by bytes is what makes small
+/// messages fast, and batches by count would stall small rings.
+const BATCH_BYTES: u64 = 16 << 10;
+
+/// Which of a channel's two tasks asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Task {
+    Reader,
+    Writer,
+}
+
+/// Whether bytes are handed over for good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Take {
+    /// Copied, scrubbed and freed.
+    Consume,
+    /// Copied; a commit consumes them.
+    Peek,
+}
+
+/// When staged bytes become visible.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Publish {
+    /// Before the call returns.
+    Now,
+    /// With a flush, a wait, or a full batch.
+    Batch,
+}
+
+/// What one attempt came to: a result, or what to wait for.
+type Attempt<T> = Result<Result<T, Want>, Error>;
+
+impl<W: Words, B: Bell> Core<W, B> {
+    /// Makes one attempt; if it must wait, registers and looks again. Without a context it only tries:
+    /// pending then means *would block*.
+    fn poll<T>(
+        &self,
+        this: Use,
+        task: Task,
+        cx: Option<&mut Context<'_>>,
+        mut attempt: impl FnMut(&mut Entry, &View<'_, W>, State) -> Attempt<T>,
+    ) -> Poll<Result<T, Error>> {
+        let mut entry = self.slots[this.slot].entry.lock();
+        if let Err(error) = entry.in_use(this) {
+            return Poll::Ready(Err(error));
+        }
+        let view = self.view(this.slot);
+        let waits = |entry: &mut Entry, cx: &mut Context<'_>| {
+            let waker = match task {
+                Task::Reader => &mut entry.reader,
+                Task::Writer => &mut entry.writer,
+            };
+            *waker = Some(cx.waker().clone());
+        };
+        if self.is_frozen() {
+            // The thaw wakes everybody.
+            if let Some(cx) = cx {
+                waits(&mut entry, cx);
+            }
+            return Poll::Pending;
+        }
+        let mut once = |entry: &mut Entry| {
+            let result = entry.channel.look(&view).map_err(Error::from).and_then(|peer| attempt(entry, &view, peer));
+            if let (Err(Error::Corrupt(corrupt)), None) = (&result, entry.channel.corrupt) {
+                self.give_up(this.slot, entry, &view, *corrupt);
+            }
+            result
+        };
+        let want = match once(&mut entry) {
+            Ok(Err(want)) => want,
+            Ok(Ok(done)) => return Poll::Ready(Ok(done)),
+            Err(error) => return Poll::Ready(Err(error)),
+        };
+        let Some(cx) = cx else { return Poll::Pending };
+        // Whoever waits publishes first, or both sides would wait.
+        self.publish(&mut entry, &view);
+        waits(&mut entry, cx);
+        self.waiting.set(this.slot);
+        self.slots[this.slot].watch.register(&view, want);
+        match once(&mut entry) {
+            Ok(Err(_)) => Poll::Pending,
+            Ok(Ok(done)) => {
+                self.slots[this.slot].watch.withdraw(&view, want);
+                Poll::Ready(Ok(done))
+            }
+            Err(error) => Poll::Ready(Err(error)),
+        }
+    }
+
+    fn publish(&self, entry: &mut Entry, view: &View<'_, W>) {
+        if entry.channel.tx.publish(view) {
+            self.notify(view, Cause::Data(entry.channel.tx.produced().0));
+        }
+    }
+
+    fn consume(&self, entry: &mut Entry, view: &View<'_, W>, bytes: u64) {
+        entry.peeked = None;
+        entry.channel.rx.commit(view, bytes);
+        self.notify(view, Cause::Space(entry.channel.rx.freed().0));
+    }
+
+    /// Receives one message into `out`, which gets its length; `false` when the peer has finished.
+    pub(crate) fn poll_recv(
+        &self,
+        this: Use,
+        take: Take,
+        cx: Option<&mut Context<'_>>,
+        out: &mut Vec<u8>,
+    ) -> Poll<Result<bool, Error>> {
+        self.poll(this, Task::Reader, cx, |entry, view, peer| {
+            readable(entry.channel.relate(peer))?;
+            let Some(frame) = entry.channel.rx.next_frame(view)? else {
+                return Ok(end_or_wait(entry, peer, false));
+            };
+            out.resize(frame.len(), 0);
+            entry.channel.rx.read_frame(view, frame, out);
+            still_readable(entry, view)?;
+            match take {
+                Take::Consume => self.consume(entry, view, frame.span()),
+                Take::Peek => entry.peeked = Some(frame.span()),
+            }
+            Ok(Ok(true))
+        })
+    }
+
+    /// Reads bytes of a stream into `out`, from `skip` bytes after the cursor; zero when the peer has
+    /// finished and nothing is left.
+    pub(crate) fn poll_read(
+        &self,
+        this: Use,
+        take: Take,
+        cx: Option<&mut Context<'_>>,
+        out: &mut [u8],
+    ) -> Poll<Result<usize, Error>> {
+        self.poll(this, Task::Reader, cx, |entry, view, peer| {
+            readable(entry.channel.relate(peer))?;
+            let count = entry.channel.rx.read_stream(view, 0, out)?;
+            if count == 0 && !out.is_empty() {
+                return Ok(end_or_wait(entry, peer, 0));
+            }
+            still_readable(entry, view)?;
+            match take {
+                Take::Consume => self.consume(entry, view, count as u64),
+                Take::Peek => entry.peeked = Some(count as u64),
+            }
+            Ok(Ok(count))
+        })
+    }
+
+    /// Consumes what was peeked at: a whole message (`None`), or so many bytes of it.
+    pub(crate) fn poll_commit(&self, this: Use, bytes: Option<u64>, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        self.poll(this, Task::Reader, Some(cx), |entry, view, _| {
+            let peeked = entry.peeked.unwrap_or(0);
+            let bytes = bytes.unwrap_or(peeked);
+            if bytes > peeked {
+                return Err(Error::NotPeeked { peeked, asked: bytes });
+            }
+            self.consume(entry, view, bytes);
+            Ok(Ok(()))
+        })
+    }
+
+    /// Sends one message.
+    pub(crate) fn poll_send(
+        &self,
+        this: Use,
+        publish: Publish,
+        cx: Option<&mut Context<'_>>,
+        payload: &[u8],
+    ) -> Poll<Result<(), Error>> {
+        self.poll_stage(this, publish, cx, |entry, view| entry.channel.tx.stage_message(view, payload))
+    }
+
+    /// Writes as many of the bytes as there is space for: at least one.
+    pub(crate) fn poll_write(
+        &self,
+        this: Use,
+        publish: Publish,
+        cx: Option<&mut Context<'_>>,
+        bytes: &[u8],
+    ) -> Poll<Result<usize, Error>> {
+        self.poll_stage(this, publish, cx, |entry, view| entry.channel.tx.stage_stream(view, bytes))
+    }
+
+    fn poll_stage<T>(
+        &self,
+        this: Use,
+        publish: Publish,
+        cx: Option<&mut Context<'_>>,
+        mut stage: impl FnMut(&mut Entry, &View<'_, W>) -> Result<T, Full>,
+    ) -> Poll<Result<T, Error>> {
+        self.poll(this, Task::Writer, cx, |entry, view, peer| {
+            if let Err(wait) = self.writable(entry, peer)? {
+                return Ok(Err(wait));
+            }
+            match stage(entry, view) {
+                Ok(done) => {
+                    if publish == Publish::Now || entry.channel.tx.unpublished() >= BATCH_BYTES {
+                        self.publish(entry, view);
+                    }
+                    Ok(Ok(done))
+                }
+                Err(Full::Until(position)) => {
+                    // What is staged must become visible, or its space would never come back.
+                    self.publish(entry, view);
+                    Ok(Err(Want::Space(position.0)))
+                }
+                Err(Full::TooLong { len, max }) => Err(Error::TooLong { len, max }),
+                Err(Full::Corrupt(corrupt)) => Err(corrupt.into()),
+            }
+        })
+    }
+
+    fn writable(&self, entry: &Entry, peer: State) -> Attempt<()> {
+        if entry.channel.mine.tx_shut {
+            return Err(Error::Shut);
+        }
+        match entry.channel.relate(peer) {
+            // The guest cannot make memory exist: it writes only once the host has answered.
+            Peer::Behind if self.side == throughline_ring::Side::Guest => Ok(Err(Want::Space(NEVER))),
+            Peer::Behind | Peer::Live { .. } => Ok(Ok(())),
+            Peer::Closed => Err(Error::Closed),
+            Peer::Gone(reason) => Err(gone(reason)),
+        }
+    }
+
+    /// Publishes what is staged.
+    pub(crate) fn poll_flush(&self, this: Use, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        self.poll(this, Task::Writer, Some(cx), |entry, view, _| {
+            self.publish(entry, view);
+            Ok(Ok(()))
+        })
+    }
+
+    /// Ends this side's direction; the peer reads what was written, and then the end.
+    pub(crate) fn poll_shutdown(&self, this: Use, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        self.poll(this, Task::Writer, Some(cx), |entry, view, _| {
+            if !entry.channel.mine.tx_shut {
+                entry.channel.shutdown(view);
+                self.notify(view, Cause::State);
+            }
+            Ok(Ok(()))
+        })
+    }
+
+    /// Waits until the peer has accepted the channel, or refused it.
+    pub(crate) fn poll_answer(&self, this: Use, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        self.poll(this, Task::Reader, Some(cx), |entry, _, peer| match entry.channel.relate(peer) {
+            Peer::Behind => Ok(Err(Want::Data(NEVER))),
+            Peer::Live { .. } | Peer::Closed => Ok(Ok(())),
+            Peer::Gone(reason) => Err(gone(reason)),
+        })
+    }
+}
+
+fn gone(reason: Reason) -> Error {
+    if reason == Reason::Refused { Error::Refused } else { Error::Reset }
+}
+
+fn readable(peer: Peer) -> Result<(), Error> {
+    if let Peer::Gone(reason) = peer { Err(gone(reason)) } else { Ok(()) }
+}
+
+/// After a copy: a channel that was reset meanwhile (its bytes zeroed under the copy) gives nothing.
+fn still_readable<W: Words>(entry: &mut Entry, view: &View<'_, W>) -> Result<(), Error> {
+    let peer = entry.channel.look(view)?;
+    readable(entry.channel.relate(peer))
+}
+
+/// Nothing is there. It is the end only if the peer's state, which was read before its cursor, says so.
+fn end_or_wait<T>(entry: &Entry, peer: State, end: T) -> Result<T, Want> {
+    match entry.channel.relate(peer) {
+        Peer::Live { finished: true } | Peer::Closed => Ok(end),
+        _ => Err(Want::Data(entry.channel.rx.taken().0 + 1)),
+    }
+}

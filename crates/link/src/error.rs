@@ -1,0 +1,114 @@
+//! What can go wrong on a channel. Would-block is no error here: the polling functions pend, and
+//! the `try_` functions say so in their own types.
+
+use throughline_ring::Corrupt;
+use throughline_shmem::AllocateError;
+
+/// Why an operation on a channel failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The peer has closed; what is written now would never be read.
+    #[error("the peer has closed the channel")]
+    Closed,
+    /// The peer gave the channel up; what it had sent is dropped.
+    #[error("the peer has reset the channel")]
+    Reset,
+    /// Nobody listens on the port.
+    #[error("the peer refuses the channel: nobody listens on its port")]
+    Refused,
+    /// The peer broke the protocol. The channel is lost for ever; others go on.
+    #[error("the channel is corrupt and was given up: {0}")]
+    Corrupt(#[from] Corrupt),
+    /// A message that can never fit.
+    #[error(
+        "a message of {len} bytes is longer than the {max} that the channel's ring holds; open a wide channel, or split it"
+    )]
+    TooLong {
+        /// Bytes of the message.
+        len: usize,
+        /// The most that fit.
+        max: usize,
+    },
+    /// The handle's use of the channel is over.
+    #[error("the channel has been closed on this side")]
+    Ended,
+    /// This side has ended its direction before.
+    #[error("this side has already ended its direction of the channel")]
+    Shut,
+    /// Every channel of the wanted shape is in use.
+    #[error("every channel is in use; close one, or wait for one with a deadline")]
+    Busy,
+    /// The region has no channel that this side opens, of that shape.
+    #[error("the region has no such channel for this side to open")]
+    NoSuchSlot,
+    /// The deadline passed.
+    #[error("the peer did not answer before the deadline")]
+    TimedOut,
+    /// There is no memory for the channel's rings.
+    #[error("the channel has no memory for its rings: {0}")]
+    Memory(#[from] AllocateError),
+    /// Somebody listens on the port already.
+    #[error("port {0} has a listener already")]
+    PortTaken(u32),
+    /// Nobody listens on the port here.
+    #[error("nobody listens on port {0} here: give it to the builder, or listen first")]
+    NoListener(u32),
+    /// More was committed than was peeked at.
+    #[error("{asked} bytes were to be committed, and {peeked} had been peeked at")]
+    NotPeeked {
+        /// Bytes peeked at and not yet committed.
+        peeked: u64,
+        /// Bytes to be committed.
+        asked: u64,
+    },
+    /// The channel's kind is another than the one asked for.
+    #[error("the channel carries {0:?}s")]
+    Kind(throughline_ring::Kind),
+}
+
+/// Why a channel could not be adopted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AdoptError {
+    /// The id names another timeline's bytes.
+    #[error("the channel belongs to timeline {asked:032x}, and {running:032x} runs; list the channels of this one")]
+    OtherTimeline {
+        /// The timeline of the id.
+        asked: u128,
+        /// The one that runs.
+        running: u128,
+    },
+    /// That use of the channel is over.
+    #[error("the channel has been closed since")]
+    Ended,
+    /// Somebody in this process has it.
+    #[error("the channel has an owner already")]
+    Held,
+    /// It was given up.
+    #[error("the channel is corrupt and was given up: {0}")]
+    Corrupt(Corrupt),
+}
+
+impl From<Error> for std::io::Error {
+    fn from(error: Error) -> Self {
+        use std::io::ErrorKind;
+        let kind = match error {
+            Error::Closed | Error::Shut => ErrorKind::BrokenPipe,
+            Error::Reset => ErrorKind::ConnectionReset,
+            Error::Refused => ErrorKind::ConnectionRefused,
+            Error::Corrupt(_) => ErrorKind::InvalidData,
+            Error::TooLong { .. }
+            | Error::Kind(_)
+            | Error::NoSuchSlot
+            | Error::NotPeeked { .. }
+            | Error::NoListener(_) => ErrorKind::InvalidInput,
+            Error::Ended => ErrorKind::NotConnected,
+            Error::Busy => ErrorKind::ResourceBusy,
+            Error::TimedOut => ErrorKind::TimedOut,
+            Error::Memory(_) => ErrorKind::StorageFull,
+            Error::PortTaken(_) => ErrorKind::AddrInUse,
+        };
+        Self::new(kind, error)
+    }
+}

@@ -1,0 +1,300 @@
+//! Attaching to a region, on tokio.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use throughline_ring::{Kind, Ledger, Side};
+use throughline_shmem::Mapping;
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+
+use crate::connect::Connect;
+use crate::core::{AttachCoreError, AttachOptions, Bell, Core};
+use crate::doorbell::{Doorbell, Rung};
+use crate::driver;
+use crate::listener::Listener;
+use crate::messages::Messages;
+use crate::stream::Stream;
+use crate::{
+    AdoptError, ChannelId, ChannelInfo, Counters, Error, Event, GuestLeaseError, Lease, Origin, Region, Sidecar,
+};
+
+impl Bell for Doorbell {
+    fn ring(&self) -> Rung {
+        Self::ring(self)
+    }
+}
+
+pub(crate) type LinkCore = Core<Arc<Mapping>, Doorbell>;
+
+/// What the driver and all handles share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) core: LinkCore,
+    /// Wakes the driver for a reason that no doorbell tells.
+    pub(crate) kick: Notify,
+    /// Whether the backstop's timer runs.
+    pub(crate) backstop: std::sync::atomic::AtomicBool,
+    pub(crate) sidecar: Option<Sidecar>,
+    region: Region,
+    _guest_lease: Option<Lease>,
+}
+
+/// Ends the driver with the last handle.
+#[derive(Debug)]
+pub(crate) struct Owner {
+    pub(crate) shared: Arc<Shared>,
+    driver: AbortHandle,
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+/// Why a link could not attach.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AttachError {
+    /// No doorbell was given.
+    #[error("a link needs a doorbell: give the builder one")]
+    NoDoorbell,
+    /// There is no tokio runtime here.
+    #[error("a link's driver runs on tokio: attach inside a runtime with time and io enabled")]
+    NoRuntime,
+    /// Another process is the guest of this region.
+    #[error(transparent)]
+    GuestLease(#[from] GuestLeaseError),
+    /// What was kept cannot be taken over.
+    #[error(transparent)]
+    Core(#[from] AttachCoreError),
+    /// The doorbell cannot be waited on, or the system has no randomness.
+    #[error("cannot watch the doorbell: {0}")]
+    Doorbell(#[from] std::io::Error),
+}
+
+/// How to attach. Made by [`Link::host`] and [`Link::guest`].
+#[derive(Debug)]
+pub struct LinkBuilder {
+    region: Region,
+    sidecar: Option<Sidecar>,
+    doorbell: Option<Doorbell>,
+    listen: Vec<u32>,
+    spin: Duration,
+    agent: Option<u32>,
+}
+
+impl LinkBuilder {
+    /// The longest time for which the driver polls before it sleeps, where polling pays. The default
+    /// is 20 µs: less than the wake-up of an idle core costs.
+    pub const DEFAULT_SPIN: Duration = Duration::from_micros(20);
+
+    fn new(region: Region, sidecar: Option<Sidecar>) -> Self {
+        Self { region, sidecar, doorbell: None, listen: Vec::new(), spin: Self::DEFAULT_SPIN, agent: None }
+    }
+
+    /// The way to wake the peer, and to be woken.
+    #[must_use]
+    pub fn doorbell(mut self, doorbell: Doorbell) -> Self {
+        self.doorbell = Some(doorbell);
+        self
+    }
+
+    /// Listens on a port before any open is looked at; take the [`Link::listener`] afterwards.
+    #[must_use]
+    pub fn listen(mut self, port: u32) -> Self {
+        self.listen.push(port);
+        self
+    }
+
+    /// The longest time for which the driver polls before it sleeps; zero for never. It adapts: where
+    /// polling does not pay (the peer is slow, or both share one core), it stops by itself.
+    #[must_use]
+    pub fn spin(mut self, longest: Duration) -> Self {
+        self.spin = longest;
+        self
+    }
+
+    /// Guest: the agent's protocol version, which a host reads before it talks.
+    #[must_use]
+    pub fn agent_version(mut self, version: u32) -> Self {
+        self.agent = Some(version);
+        self
+    }
+
+    /// Attaches, and spawns the driver onto the current tokio runtime.
+    ///
+    /// Whatever a predecessor left is taken over: its scrubs are finished, its words shown again, its
+    /// channels wait for [`Link::adopt`].
+    pub fn attach(self) -> Result<Link, AttachError> {
+        let runtime = tokio::runtime::Handle::try_current().map_err(|_| AttachError::NoRuntime)?;
+        let doorbell = self.doorbell.ok_or(AttachError::NoDoorbell)?;
+        let side = if self.sidecar.is_some() { Side::Host } else { Side::Guest };
+        let guest_lease = if side == Side::Guest { self.region.guest_lease()? } else { None };
+        let timeline = self.sidecar.as_ref().map(Sidecar::timeline);
+        let told = self.sidecar.as_ref().is_some_and(Sidecar::event_pending);
+        let restored = timeline.filter(|timeline| told && timeline.origin == Origin::Restored);
+        let options = AttachOptions {
+            side,
+            timeline: timeline.map_or(self.region.header().region, |timeline| timeline.epoch),
+            restored_from: restored.map(|timeline| timeline.parent),
+            random: random()?,
+            listen: self.listen,
+            agent: self.agent,
+        };
+        let ledger =
+            Ledger::new(self.region.words().clone(), self.sidecar.as_ref().map(|sidecar| sidecar.words().clone()));
+        let core = Core::attach(ledger, &self.region.header().geometry, doorbell, &options)?;
+        let shared = Arc::new(Shared {
+            core,
+            kick: Notify::new(),
+            backstop: std::sync::atomic::AtomicBool::new(false),
+            sidecar: self.sidecar,
+            region: self.region,
+            _guest_lease: guest_lease,
+        });
+        let waiting = driver::Waiting::new(&shared.core)?;
+        let driver = runtime.spawn(driver::drive(shared.clone(), waiting, self.spin)).abort_handle();
+        Ok(Link(Arc::new(Owner { shared, driver })))
+    }
+}
+
+fn random() -> std::io::Result<u64> {
+    let mut bytes = [0; 8];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    Ok(u64::from_ne_bytes(bytes))
+}
+
+/// One side's attachment to a region. Cheap to clone; the last one (streams included) ends it.
+#[derive(Clone, Debug)]
+pub struct Link(pub(crate) Arc<Owner>);
+
+impl Link {
+    /// The host's side: whoever holds the sidecar.
+    pub fn host(region: Region, sidecar: Sidecar) -> LinkBuilder {
+        LinkBuilder::new(region, Some(sidecar))
+    }
+
+    /// The guest's side, or that of the second process of a link without a VM.
+    pub fn guest(region: Region) -> LinkBuilder {
+        LinkBuilder::new(region, None)
+    }
+
+    pub(crate) fn core(&self) -> &LinkCore {
+        &self.0.shared.core
+    }
+
+    /// The region.
+    pub fn region(&self) -> &Region {
+        &self.0.shared.region
+    }
+
+    /// The timeline that this link's positions belong to.
+    pub fn timeline(&self) -> u128 {
+        self.core().timeline()
+    }
+
+    /// Opens a stream to a port, and waits until it is accepted: at most [`Connect::DEFAULT_DEADLINE`].
+    /// Dropping the future closes the channel.
+    pub async fn connect(&self, port: u32) -> Result<Stream, Error> {
+        self.connect_with(port).stream().await
+    }
+
+    /// Opens a message channel to a port, and waits until it is accepted: at most
+    /// [`Connect::DEFAULT_DEADLINE`]. Dropping the future closes the channel.
+    pub async fn connect_messages(&self, port: u32) -> Result<Messages, Error> {
+        self.connect_with(port).messages().await
+    }
+
+    /// Opens a channel with choices of one's own.
+    pub fn connect_with(&self, port: u32) -> Connect {
+        Connect::new(self.clone(), port)
+    }
+
+    /// Listens on a port. Opens that came before, and found nobody, were refused.
+    pub fn listen(&self, port: u32) -> Result<Listener, Error> {
+        self.core().listen(port)?;
+        Ok(Listener::new(self.clone(), port))
+    }
+
+    /// The listener of a port that was given to the builder.
+    pub fn listener(&self, port: u32) -> Result<Listener, Error> {
+        if !self.core().listens(port) {
+            return Err(Error::NoListener(port));
+        }
+        Ok(Listener::new(self.clone(), port))
+    }
+
+    /// Every channel that this side has open, or had to give up.
+    pub fn channels(&self) -> Vec<ChannelInfo> {
+        self.core().channels()
+    }
+
+    /// Takes a channel that nobody in this process holds: after a restore, or in a new process.
+    pub fn adopt(&self, id: ChannelId) -> Result<Channel, AdoptError> {
+        let (this, kind) = self.core().adopt(id)?;
+        Ok(Channel::new(self.clone(), this, kind))
+    }
+
+    /// The next event. Cancel-safe. One task at a time gets each event.
+    pub async fn event(&self) -> Event {
+        let event = std::future::poll_fn(|cx| self.core().poll_event(cx)).await;
+        if let (Event::Restored { .. }, Some(sidecar)) = (event, &self.0.shared.sidecar) {
+            sidecar.take_event();
+        }
+        event
+    }
+
+    /// After this returns, this side publishes nothing until the thaw; every operation pends. Bytes
+    /// in flight stay where they are. Cannot fail, and waits for nothing but copies under way.
+    pub fn freeze(&self) {
+        self.core().freeze();
+    }
+
+    /// Ends a freeze.
+    pub fn thaw(&self) {
+        self.core().thaw();
+        self.0.shared.kick.notify_one();
+    }
+
+    /// Totals since the attach.
+    pub fn counters(&self) -> Counters {
+        self.core().counting.totals()
+    }
+}
+
+/// A channel of either kind.
+#[derive(Debug)]
+pub enum Channel {
+    /// Bytes.
+    Stream(Stream),
+    /// Whole messages.
+    Messages(Messages),
+}
+
+impl Channel {
+    pub(crate) fn new(link: Link, this: crate::core::Use, kind: Kind) -> Self {
+        let handle = crate::handle::Handle::new(link, this);
+        match kind {
+            Kind::Stream => Self::Stream(Stream::new(handle)),
+            Kind::Message => Self::Messages(Messages::new(handle)),
+        }
+    }
+
+    /// The stream; an error where it carries messages (and is closed).
+    pub fn stream(self) -> Result<Stream, Error> {
+        match self {
+            Self::Stream(stream) => Ok(stream),
+            Self::Messages(_) => Err(Error::Kind(Kind::Message)),
+        }
+    }
+
+    /// The messages; an error where it carries a stream (and is closed).
+    pub fn messages(self) -> Result<Messages, Error> {
+        match self {
+            Self::Messages(messages) => Ok(messages),
+            Self::Stream(_) => Err(Error::Kind(Kind::Stream)),
+        }
+    }
+}
