@@ -1,0 +1,95 @@
+//! What the host says on the kernel's command line.
+
+/// The agent's part of `/proc/cmdline`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cmdline {
+    /// Guest-physical address of the region.
+    pub address: u64,
+    /// Length of the region in bytes.
+    pub length: u64,
+    /// Test: acknowledge identities without repairing anything.
+    pub skip_repair: bool,
+    /// Test: never answer a quiesce.
+    pub no_quiesce: bool,
+}
+
+/// A command line that the agent cannot work with.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CmdlineError {
+    /// No region.
+    #[error("the kernel command line lacks throughline.region=ADDRESS,LENGTH; boot this image with Throughline")]
+    NoRegion,
+    /// A region that is none.
+    #[error(
+        "throughline.region={0:?} on the kernel command line is not ADDRESS,LENGTH (0x… or decimal), both above zero"
+    )]
+    BadRegion(String),
+    /// An unknown test switch.
+    #[error("throughline.test={0:?} on the kernel command line is unknown; skip-repair and no-quiesce exist")]
+    BadTest(String),
+}
+
+impl Cmdline {
+    /// Finds the agent's words among the kernel's; the last of several counts.
+    pub fn parse(text: &str) -> Result<Self, CmdlineError> {
+        let mut region = None;
+        let (mut skip_repair, mut no_quiesce) = (false, false);
+        for word in text.split_ascii_whitespace() {
+            if let Some(value) = word.strip_prefix("throughline.region=") {
+                region = Some(parse_region(value)?);
+            } else if let Some(value) = word.strip_prefix("throughline.test=") {
+                for switch in value.split(',') {
+                    match switch {
+                        "skip-repair" => skip_repair = true,
+                        "no-quiesce" => no_quiesce = true,
+                        _ => return Err(CmdlineError::BadTest(switch.to_owned())),
+                    }
+                }
+            }
+        }
+        let (address, length) = region.ok_or(CmdlineError::NoRegion)?;
+        Ok(Self { address, length, skip_repair, no_quiesce })
+    }
+}
+
+fn parse_region(value: &str) -> Result<(u64, u64), CmdlineError> {
+    value
+        .split_once(',')
+        .and_then(|(address, length)| Some((number(address)?, number(length)?)))
+        .filter(|&(address, length)| address > 0 && length > 0 && address.checked_add(length).is_some())
+        .ok_or_else(|| CmdlineError::BadRegion(value.to_owned()))
+}
+
+fn number(text: &str) -> Option<u64> {
+    match text.strip_prefix("0x") {
+        // from_str_radix accepts a sign, which no address has.
+        Some(hex) if !hex.starts_with('+') => u64::from_str_radix(hex, 16).ok(),
+        Some(_) => None,
+        None if text.starts_with('+') => None,
+        None => text.parse().ok(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_its_words_among_the_kernels() {
+        let text = "console=ttyS0 panic=-1 throughline.region=0x140000000,67108864 quiet\n";
+        let expected = Cmdline { address: 0x1_4000_0000, length: 64 << 20, skip_repair: false, no_quiesce: false };
+        assert_eq!(Cmdline::parse(text), Ok(expected));
+        let tests = format!("{text} throughline.test=skip-repair throughline.test=no-quiesce");
+        assert_eq!(Cmdline::parse(&tests), Ok(Cmdline { skip_repair: true, no_quiesce: true, ..expected }));
+    }
+
+    #[test]
+    fn says_what_is_wrong() {
+        assert_eq!(Cmdline::parse("quiet"), Err(CmdlineError::NoRegion));
+        for bad in ["", "1", "0,1", "1,0", "x,1", "0x1,+2", "0x+1,2", "0xffffffffffffffff,2", "1,2,3"] {
+            let text = format!("throughline.region={bad}");
+            assert_eq!(Cmdline::parse(&text), Err(CmdlineError::BadRegion(bad.to_owned())));
+        }
+        assert_eq!(Cmdline::parse("throughline.test=other"), Err(CmdlineError::BadTest("other".to_owned())));
+    }
+}

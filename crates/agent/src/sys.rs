@@ -1,0 +1,75 @@
+//! The system calls that no safe wrapper offers. All of the agent's unsafe code is in this file.
+#![expect(unsafe_code, reason = "a thin edge around system calls; each site says why it is sound")]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use rustix::ioctl;
+use rustix::process::Pid;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// `RNDADDENTROPY`: `_IOW('R', 0x03, int[2])`.
+const ADD_ENTROPY: ioctl::Opcode = 0x4008_5203;
+/// `RNDRESEEDCRNG`: `_IO('R', 0x07)`.
+const RESEED: ioctl::Opcode = 0x5207;
+
+/// Bytes of entropy that an identity carries.
+const ENTROPY: usize = 64;
+
+/// The kernel's `struct rand_pool_info` with its flexible array at a fixed size.
+#[repr(C)]
+struct PoolInfo {
+    entropy_bits: i32,
+    bytes: i32,
+    data: [u8; ENTROPY],
+}
+
+/// Mixes bytes into the kernel's pool, credits them in full, and reseeds the generator from it, so that the
+/// next `getrandom` depends on them. `random` is `/dev/urandom` or `/dev/random`.
+pub fn add_entropy(random: impl AsFd, data: &[u8; ENTROPY]) -> io::Result<()> {
+    let info = PoolInfo { entropy_bits: ENTROPY as i32 * 8, bytes: ENTROPY as i32, data: *data };
+    // SAFETY: RNDADDENTROPY reads a rand_pool_info of 8 + `bytes` bytes, which PoolInfo lays out, and keeps no pointer.
+    let add = unsafe { ioctl::Setter::<ADD_ENTROPY, PoolInfo>::new(info) };
+    // SAFETY: the opcode belongs to this argument, see above; another kind of file answers ENOTTY.
+    unsafe { ioctl::ioctl(random.as_fd(), add) }?;
+    // SAFETY: RNDRESEEDCRNG takes no argument.
+    let reseed = unsafe { ioctl::NoArg::<RESEED>::new() };
+    // SAFETY: the opcode takes no argument; another kind of file answers ENOTTY.
+    unsafe { ioctl::ioctl(random.as_fd(), reseed) }?;
+    Ok(())
+}
+
+/// Sends any signal (real-time ones too) to a process, or to its whole process group. The caller knows that
+/// the process has not been reaped, or the number could be somebody else's by now.
+pub fn kill(pid: Pid, signal: i32, group: bool) -> io::Result<()> {
+    let target = if group { -pid.as_raw_pid() } else { pid.as_raw_pid() };
+    // SAFETY: kill(2) touches no memory of this process.
+    if unsafe { libc::kill(target, signal) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Watches a file for readiness; needs a runtime's context.
+pub fn watch(file: File, interest: Interest) -> io::Result<AsyncFd<File>> {
+    // SAFETY: a File keeps its one descriptor open as long as it lives, and the AsyncFd owns the File.
+    unsafe { AsyncFd::register_with_interest(file, interest) }.map_err(io::Error::from)
+}
+
+/// Has `setup` run in the child between fork and exec.
+///
+/// `setup` may only make system calls: no allocation, no locks. Its errors come back from `spawn`.
+pub fn before_exec(command: &mut Command, setup: impl FnMut() -> io::Result<()> + Send + Sync + 'static) {
+    // SAFETY: the child may make async-signal-safe calls only, since another thread could have held a lock at
+    // the fork; `setup` is documented to make nothing but system calls.
+    unsafe { command.pre_exec(setup) };
+}
+
+/// Gives every signal its default meaning back: ignored ones are inherited across exec.
+pub fn default_signals() {
+    for number in 1..=64 {
+        // SAFETY: SIG_DFL is no function that could run; numbers that may not be changed answer EINVAL.
+        unsafe { libc::signal(number, libc::SIG_DFL) };
+    }
+}
