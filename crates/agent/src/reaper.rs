@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::io;
 
 use rustix::io::Errno;
-use rustix::process::{Pid, WaitOptions, WaitStatus, waitpid};
+use rustix::process::{Pid, WaitOptions, WaitStatus, wait, waitpid};
 use throughline_wire::exec::Exit;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
@@ -99,7 +99,12 @@ impl Reaper {
     /// Collects one status; whether there was one.
     fn collect(&self, pid: Option<Pid>) -> bool {
         loop {
-            match waitpid(pid, WaitOptions::NOHANG) {
+            // waitpid(None, …) would look at the agent's own process group only, where no child is.
+            let found = match pid {
+                Some(_) => waitpid(pid, WaitOptions::NOHANG),
+                None => wait(WaitOptions::NOHANG),
+            };
+            match found {
                 Ok(Some((pid, status))) => {
                     if let Some(exit) = exit_of(status)
                         && let Some(owner) = self.children.borrow_mut().remove(&pid)
