@@ -5,9 +5,11 @@ use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use throughline::{Doorbell, Drained, Rung};
 use tokio::io::unix::AsyncFd;
 
@@ -18,6 +20,12 @@ const WATCHDOG: Duration = Duration::from_mins(1);
 fn readable(bell: &impl AsFd) -> bool {
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     poll(&mut [PollFd::new(bell, PollFlags::IN)], Some(&now)).unwrap() > 0
+}
+
+/// Made here and not by a command: a child of this process would keep others from hanging up for as
+/// long as it has copies of their descriptors.
+fn pipe(path: &Path) {
+    mknodat(CWD, path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
 }
 
 fn sockets() -> (Doorbell, UnixStream) {
@@ -102,7 +110,7 @@ fn a_port_says_pending_while_its_host_is_slow_and_lost_while_it_is_away() {
 fn a_port_without_a_host_is_readable_once_and_wakes_when_a_host_comes() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("port");
-    assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+    pipe(&path);
     let host = || OpenOptions::new().read(true).write(true).open(&path).unwrap();
     let mut first = host();
     let reading = OpenOptions::new().read(true).open(&path).unwrap();
@@ -131,7 +139,7 @@ fn a_port_without_a_host_is_readable_once_and_wakes_when_a_host_comes() {
 async fn bells_wake_a_task_each_time_and_a_port_after_its_host_was_away() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("port");
-    assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+    pipe(&path);
     let host = || OpenOptions::new().read(true).write(true).open(&path).unwrap();
     let mut connected = host();
     let port = Doorbell::port(OpenOptions::new().read(true).open(&path).unwrap()).unwrap();

@@ -185,7 +185,8 @@ impl<W: Words, B: Bell> Core<W, B> {
         Ok(())
     }
 
-    /// Settles a channel that both sides have closed, and tells who waits for a free slot.
+    /// Settles a channel that both sides have closed, and tells who waits for a free slot once the
+    /// peer has settled it too.
     fn settle(&self, slot: usize, entry: &mut Entry, view: &View<'_, W>, peer: State) -> Result<(), Corrupt> {
         // A peer may have written without an answer: its ring must exist before it is scrubbed.
         if entry.channel.is_incoming(peer) && self.allocate(slot, entry).is_err() {
@@ -193,13 +194,13 @@ impl<W: Words, B: Bell> Core<W, B> {
         }
         if entry.channel.settle(view, peer)? {
             entry.held = false;
-            if entry.channel.i_open {
-                self.active.clear(slot);
-                for waker in self.vacancies.lock().drain(..) {
-                    waker.wake();
-                }
-            }
             self.notify(view, Cause::State);
+        }
+        if entry.channel.can_open(peer) {
+            self.active.clear(slot);
+            for waker in self.vacancies.lock().drain(..) {
+                waker.wake();
+            }
         }
         Ok(())
     }

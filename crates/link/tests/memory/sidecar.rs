@@ -12,6 +12,7 @@ use throughline_shmem::Words;
 use throughline_shmem::sync::Ordering;
 
 const PID_WORD: usize = 16;
+const STARTED_WORD: usize = 17;
 const CHECK_WORD: usize = 15;
 
 fn create(folder: &Path) -> (Region, Sidecar) {
@@ -105,6 +106,11 @@ fn a_lease_does_not_travel_into_programs_that_the_holder_starts() {
 fn a_holder_that_is_gone_is_told_apart() {
     let folder = folder();
     let (_region, sidecar) = create(folder.path());
+    // The same pid, given again.
+    let started = sidecar.words().load(STARTED_WORD, Ordering::Acquire);
+    sidecar.words().store(STARTED_WORD, started + 1, Ordering::Release);
+    let text = open(folder.path()).unwrap_err().to_string();
+    assert!(text.contains(&format!("process {} (which is gone", std::process::id())), "{text}");
     // Beyond the largest pid that a kernel gives.
     sidecar.words().store(PID_WORD, 1 << 22 | 1, Ordering::Release);
     let text = open(folder.path()).unwrap_err().to_string();
