@@ -24,7 +24,7 @@ mod sync;
 pub use backing::{BackingError, FileId};
 pub use connect::Connect;
 pub use control::{Request, Unanswered};
-pub use core::{AttachCoreError, ChannelId, ChannelInfo, OnFork};
+pub use core::{AttachCoreError, Carried, ChannelId, ChannelInfo, OnFork};
 pub use counters::Counters;
 pub use doorbell::{Doorbell, Drained, Rung};
 pub use error::{AdoptError, Error};

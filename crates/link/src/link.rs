@@ -1,5 +1,7 @@
 //! Attaching to a region, on tokio.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +18,8 @@ use crate::listener::Listener;
 use crate::messages::Messages;
 use crate::stream::Stream;
 use crate::{
-    AdoptError, ChannelId, ChannelInfo, Counters, Error, Event, GuestLeaseError, Lease, Origin, Region, Sidecar,
+    AdoptError, Carried, ChannelId, ChannelInfo, Counters, Error, Event, GuestLeaseError, Lease, Origin, Region,
+    Sidecar,
 };
 
 impl Bell for Doorbell {
@@ -256,6 +259,18 @@ impl Link {
     pub fn thaw(&self) {
         self.core().thaw();
         self.0.shared.kick.notify_one();
+    }
+
+    /// Copies a frozen link into two empty files, for a snapshot: what of the region is needed, and
+    /// the sidecar. The guest must stand still. The copies are what [`Sidecar::rebind`] starts from.
+    ///
+    /// # Errors
+    /// Those of writing the files. The link stays frozen.
+    pub fn copy_frozen(&self, region: &File, sidecar: &File) -> std::io::Result<Carried> {
+        region.set_len(self.region().layout().region_bytes())?;
+        sidecar.set_len(self.region().layout().sidecar_bytes())?;
+        self.core().copy_sidecar(|at, bytes| sidecar.write_all_at(bytes, at))?;
+        self.core().copy_region(|at, bytes| region.write_all_at(bytes, at))
     }
 
     /// Totals since the attach.

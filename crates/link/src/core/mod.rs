@@ -7,6 +7,7 @@
 mod attach;
 mod channel;
 mod control;
+mod copy;
 mod freeze;
 mod list;
 mod open;
@@ -23,6 +24,7 @@ use throughline_shmem::Words;
 
 pub use attach::AttachCoreError;
 pub(crate) use attach::AttachOptions;
+pub use copy::Carried;
 pub use list::{ChannelId, ChannelInfo};
 pub use open::OnFork;
 pub(crate) use open::{LABEL_BYTES, OpenOptions, Policy};
