@@ -95,10 +95,14 @@ pub fn ensure_nextest() -> Result<()> {
         return Ok(());
     }
     println!("The test runner cargo-nextest is missing: building it once, into cargo's own folder (some minutes)");
-    // Unoptimised: half the time to build, and the tests themselves do the work.
     let version = format!("cargo-nextest@{NEXTEST_VERSION}");
     let mut install = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    run(install.args(["install", "--locked", "--debug", &version]))
+    // Half the time to build: unoptimised (the tests do the work), and without what updates itself over the network.
+    install
+        .args(["install", "--locked", "--debug", &version])
+        .args(["--no-default-features", "--features", "default-no-update"])
+        .env("CARGO_PROFILE_DEV_DEBUG", "0");
+    run(&mut install)
 }
 
 fn missing() -> Vec<&'static str> {
