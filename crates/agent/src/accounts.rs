@@ -62,6 +62,11 @@ impl Accounts {
         Ok(Self { passwd: read("passwd")?, group: read("group")? })
     }
 
+    /// The superuser, whatever the files say.
+    pub fn root() -> Account {
+        nameless(0)
+    }
+
     /// The account for `user`, `uid`, `user:group` or `uid:gid`; root for nothing.
     pub fn find(&self, spec: Option<&str>) -> Result<Account, AccountError> {
         let spec = spec.filter(|spec| !spec.is_empty()).unwrap_or("0");

@@ -1,0 +1,106 @@
+//! The parts of an identity that may be tried on any machine: not its clock, pool and name.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::Duration;
+
+use throughline::Identity;
+
+use super::{HookError, files, hooks, machine_id};
+use crate::reaper::{Reaper, Scope};
+use crate::spawn::Spawner;
+
+fn identity() -> Identity {
+    Identity { seq: 1, epoch: 0xe, parent: 0xf, index: 7, clock_ns: 0, flags: 0, entropy: [0; 64] }
+}
+
+fn hook(folder: &Path, name: &str, script: &str) {
+    let path = folder.join(name);
+    fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+async fn run(folder: &Path, limit: Duration) -> (Result<(), HookError>, usize) {
+    let reaper = Reaper::new(Scope::Adopted);
+    let spawner = Spawner::new(None, false);
+    let identity = identity();
+    let result = tokio::select! {
+        result = hooks::run(folder, &identity, &spawner, &reaper, limit) => result,
+        ended = reaper.run() => panic!("{ended:?}"),
+    };
+    // A killed hook is still to be reaped.
+    let rest = async {
+        while reaper.running() > 0 {
+            reaper.reap();
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), rest).await.unwrap();
+    (result, reaper.running())
+}
+
+const LONG: Duration = Duration::from_secs(60);
+
+#[tokio::test(flavor = "current_thread")]
+async fn hooks_run_in_order_and_know_the_lineage() {
+    let folder = tempfile::tempdir().unwrap();
+    let trace = folder.path().join("trace.txt");
+    let line = format!("echo $0 $THROUGHLINE_EPOCH $THROUGHLINE_PARENT $THROUGHLINE_INDEX >>{}", trace.display());
+    hook(folder.path(), "20-second", &line);
+    hook(folder.path(), "10-first", &line);
+    fs::create_dir(folder.path().join("30-folder")).unwrap();
+    run(folder.path(), LONG).await.0.unwrap();
+    let (epoch, parent) = (format!("{:032x}", 0xe), format!("{:032x}", 0xf));
+    let expected: String = ["10-first", "20-second"]
+        .iter()
+        .map(|name| format!("{} {epoch} {parent} 7\n", folder.path().join(name).display()))
+        .collect();
+    assert_eq!(fs::read_to_string(trace).unwrap(), expected);
+    run(Path::new("/nonexistent"), LONG).await.0.unwrap();
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_hook_that_fails_ends_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let trace = folder.path().join("trace.txt");
+    hook(folder.path(), "1", "exit 3");
+    hook(folder.path(), "2", &format!("echo >{}", trace.display()));
+    let error = run(folder.path(), LONG).await.0.unwrap_err();
+    assert!(matches!(error, HookError::Failed { code: 3, .. }), "{error}");
+    assert!(!trace.exists());
+    fs::write(folder.path().join("1"), "#!/nonexistent\n").unwrap();
+    let error = run(folder.path(), LONG).await.0.unwrap_err();
+    assert!(matches!(error, HookError::Start { .. }), "{error}");
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_hook_that_hangs_is_killed() {
+    let folder = tempfile::tempdir().unwrap();
+    hook(folder.path(), "1", "sleep 1000");
+    let (result, running) = run(folder.path(), Duration::from_millis(50)).await;
+    assert!(matches!(result, Err(HookError::Late { .. })), "{result:?}");
+    assert_eq!(running, 0);
+}
+
+#[test]
+fn machine_ids_are_valid_and_follow_the_epoch() {
+    assert_eq!(machine_id(0), "00000000000040008000000000000000");
+    assert_eq!(machine_id(u128::MAX), "ffffffffffff4fffbfffffffffffffff");
+    assert_ne!(machine_id(1), machine_id(2));
+}
+
+#[test]
+fn files_are_replaced_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("machine-id"), "old\n").unwrap();
+    let name = files::write_names(folder.path(), u128::MAX).unwrap();
+    let read = |name: &str| fs::read_to_string(folder.path().join(name)).unwrap();
+    assert_eq!(read("machine-id"), "ffffffffffff4fffbfffffffffffffff\n");
+    assert_eq!((name.as_str(), read("hostname").as_str()), ("throughline-ffffffffffff", "throughline-ffffffffffff\n"));
+    files::write_epoch(&folder.path().join("run/throughline"), 0xab).unwrap();
+    assert_eq!(read("run/throughline/epoch"), format!("{:032x}\n", 0xab));
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 3, "a temporary file was left");
+    let error = files::write_epoch(&folder.path().join("hostname/x"), 1).unwrap_err();
+    assert!(error.to_string().contains("hostname/x"), "{error}");
+}
