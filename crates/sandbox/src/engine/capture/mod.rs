@@ -1,0 +1,300 @@
+//! Copies of a machine's RAM, made while it runs and corrected while it is paused.
+//!
+//! Allocating pages costs ten times what comparing them does. So the copy is made before the
+//! pause, wrong as it may be where the guest writes meanwhile; in the pause every page that can
+//! differ is compared, and written only if it does.
+//!
+//! An image appears under its name only when it is complete: until then it is `NAME.partial`.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{SeekFrom, seek};
+use rustix::io::Errno;
+
+use super::EngineError;
+
+mod private;
+
+/// A page of the guest and of the host, in bytes.
+const PAGE: usize = 4096;
+/// How much is read at a time, in bytes: fits a core's cache together with what it is compared to.
+const CHUNK: usize = 256 * 1024;
+/// How many threads compare. More than two leave nothing for the guest.
+const THREADS: u64 = 2;
+
+/// Where a machine's RAM is to be read.
+#[derive(Debug)]
+pub enum RamSource {
+    /// The file is the RAM.
+    Shared(File),
+    /// The RAM is an immutable file, and private pages of the monitor over it.
+    CopyOnWrite {
+        /// The file underneath.
+        image: File,
+        /// The monitor.
+        pid: i32,
+        /// Where the monitor has mapped the file.
+        address: u64,
+    },
+}
+
+/// What a capture did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CaptureReport {
+    /// Bytes copied while the machine ran.
+    pub copied: u64,
+    /// Bytes corrected while it was paused.
+    pub corrected: u64,
+    /// Whether the RAM's file itself became the image, without a copy.
+    pub handed_over: bool,
+}
+
+/// A copy of RAM in the making. Dropping it removes what there is of the copy.
+#[derive(Debug)]
+pub struct Capture {
+    source: RamSource,
+    image: PathBuf,
+    partial: PathBuf,
+    copy: File,
+    length: u64,
+    copied: u64,
+}
+
+impl Capture {
+    /// Copies RAM to a new file beside `image`. Blocks for about 1 ms per MiB in use; the machine
+    /// may run meanwhile.
+    pub fn begin(source: RamSource, image: &Path) -> Result<Self, EngineError> {
+        let partial = partial(image);
+        let failed = |source| EngineError::io("copy RAM to", &partial, source);
+        let base = match &source {
+            RamSource::Shared(file) | RamSource::CopyOnWrite { image: file, .. } => file,
+        };
+        let length = base.metadata().map_err(failed)?.len();
+        let copy = File::options().read(true).write(true).create(true).truncate(true).open(&partial).map_err(failed)?;
+        let copied = copy_sparse(base, &copy, length).map_err(failed);
+        let copied = copied.inspect_err(|_| remove(&partial))?;
+        let mut capture = Self { source, image: image.to_path_buf(), partial, copy, length, copied };
+        if let RamSource::CopyOnWrite { .. } = capture.source {
+            capture.copied += capture.correct()?;
+        }
+        Ok(capture)
+    }
+
+    /// Corrects the copy, and gives it its name. The machine must be paused since before this
+    /// call, and its devices saved: saving may still write to RAM.
+    pub fn finish(self) -> Result<CaptureReport, EngineError> {
+        let corrected = self.correct()?;
+        fs::rename(&self.partial, &self.image)
+            .map_err(|e| EngineError::io("complete the RAM image", &self.image, e))?;
+        Ok(CaptureReport { copied: self.copied, corrected, handed_over: false })
+    }
+
+    fn correct(&self) -> Result<u64, EngineError> {
+        let corrected = match &self.source {
+            RamSource::Shared(ram) => correct_shared(ram, &self.copy, self.length),
+            RamSource::CopyOnWrite { pid, address, .. } => private::correct(*pid, *address, &self.copy, self.length),
+        };
+        corrected.map_err(|source| EngineError::io("copy RAM to", &self.partial, source))
+    }
+}
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        remove(&self.partial);
+    }
+}
+
+/// Makes the RAM file of a dead monitor an image: by renaming it where that is possible.
+pub(super) fn hand_over(ram: &Path, image: &Path) -> Result<CaptureReport, EngineError> {
+    match fs::rename(ram, image) {
+        Ok(()) => Ok(CaptureReport { handed_over: true, ..CaptureReport::default() }),
+        Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
+            let file = File::open(ram).map_err(|source| EngineError::io("open the RAM", ram, source))?;
+            let report = Capture::begin(RamSource::Shared(file), image)?.complete()?;
+            fs::remove_file(ram).map_err(|source| EngineError::io("remove the RAM", ram, source))?;
+            Ok(report)
+        }
+        Err(error) => Err(EngineError::io("move RAM to", image, error)),
+    }
+}
+
+impl Capture {
+    /// Gives the copy its name where nothing can have written meanwhile.
+    fn complete(self) -> Result<CaptureReport, EngineError> {
+        fs::rename(&self.partial, &self.image)
+            .map_err(|e| EngineError::io("complete the RAM image", &self.image, e))?;
+        Ok(CaptureReport { copied: self.copied, ..CaptureReport::default() })
+    }
+}
+
+fn partial(image: &Path) -> PathBuf {
+    let mut name = image.as_os_str().to_os_string();
+    name.push(".partial");
+    PathBuf::from(name)
+}
+
+fn remove(path: &Path) {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!(path = %path.display(), %error, "a partial RAM image was left behind");
+        }
+        _ => {}
+    }
+}
+
+/// Copies what is not zero; by sharing the file's blocks where the file system can.
+fn copy_sparse(from: &File, to: &File, length: u64) -> io::Result<u64> {
+    if rustix::fs::ioctl_ficlone(to, from).is_ok() {
+        return Ok(length);
+    }
+    to.set_len(length)?;
+    let mut copied = 0;
+    let mut buffer = vec![0; CHUNK];
+    for (start, end) in segments(from, 0, length)? {
+        let mut at = start;
+        while at < end {
+            let bytes = &mut buffer[..CHUNK.min((end - at) as usize)];
+            from.read_exact_at(bytes, at)?;
+            copied += write_runs(to, bytes, at, |page, _| page.iter().any(|byte| *byte != 0))?;
+            at += bytes.len() as u64;
+        }
+    }
+    Ok(copied)
+}
+
+/// Compares all of RAM to its copy, and writes the pages that differ.
+fn correct_shared(ram: &File, copy: &File, length: u64) -> io::Result<u64> {
+    let share = (length / THREADS).next_multiple_of(CHUNK as u64);
+    std::thread::scope(|scope| {
+        let shares: Vec<_> = (0..THREADS)
+            .map(|index| (share * index, length.min(share * (index + 1))))
+            .filter(|(start, end)| start < end)
+            .map(|(start, end)| scope.spawn(move || correct_range(ram, copy, start, end)))
+            .collect();
+        shares.into_iter().try_fold(0, |sum, thread| {
+            let corrected = thread.join().map_err(|_| io::Error::other("a comparing thread panicked"))??;
+            Ok(sum + corrected)
+        })
+    })
+}
+
+fn correct_range(ram: &File, copy: &File, start: u64, end: u64) -> io::Result<u64> {
+    let mut corrected = 0;
+    let (mut new, mut old) = (vec![0; CHUNK], vec![0; CHUNK]);
+    // Holes of RAM are holes of the copy: guests do not give pages back.
+    for (mut at, end) in segments(ram, start, end)? {
+        while at < end {
+            let size = CHUNK.min((end - at) as usize);
+            ram.read_exact_at(&mut new[..size], at)?;
+            corrected += correct_chunk(copy, &new[..size], &mut old[..size], at)?;
+            at += size as u64;
+        }
+    }
+    Ok(corrected)
+}
+
+/// Writes the pages of `new` in which the copy at `at` differs; `old` is scratch of the same size.
+fn correct_chunk(copy: &File, new: &[u8], old: &mut [u8], at: u64) -> io::Result<u64> {
+    copy.read_exact_at(old, at)?;
+    if new == old {
+        return Ok(0);
+    }
+    write_runs(copy, new, at, |page, offset| *page != old[offset..offset + page.len()])
+}
+
+/// Writes the pages of `bytes` that are `wanted`, adjacent ones together. Returns how many bytes.
+fn write_runs(to: &File, bytes: &[u8], at: u64, wanted: impl Fn(&[u8], usize) -> bool) -> io::Result<u64> {
+    let mut written = 0;
+    let mut run = 0..0;
+    for (index, page) in bytes.chunks(PAGE).enumerate() {
+        let start = index * PAGE;
+        if wanted(page, start) {
+            if run.end != start || run.is_empty() {
+                run.start = start;
+            }
+            run.end = start + page.len();
+            if run.end < bytes.len() {
+                continue;
+            }
+        }
+        if !run.is_empty() {
+            to.write_all_at(&bytes[run.clone()], at + run.start as u64)?;
+            written += run.len() as u64;
+            run = 0..0;
+        }
+    }
+    Ok(written)
+}
+
+/// The parts of a file between `start` and `end` that are not holes.
+fn segments(file: &File, start: u64, end: u64) -> io::Result<Vec<(u64, u64)>> {
+    let mut found = Vec::new();
+    let mut at = start;
+    while at < end {
+        let data = match seek(file, SeekFrom::Data(at)) {
+            Ok(data) if data < end => data,
+            Ok(_) | Err(Errno::NXIO) => break,
+            Err(error) => return Err(error.into()),
+        };
+        let hole = seek(file, SeekFrom::Hole(data))?.min(end);
+        found.push((data, hole));
+        at = hole;
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LENGTH: u64 = 4 << 20;
+
+    fn ram(folder: &Path) -> File {
+        let file = File::options().read(true).write(true).create_new(true).open(folder.join("ram")).unwrap();
+        file.set_len(LENGTH).unwrap();
+        for page in [0, 1, 5, 63, 64, 700, 1023] {
+            file.write_all_at(&[page as u8 + 1; PAGE], page * PAGE as u64).unwrap();
+        }
+        file
+    }
+
+    #[test]
+    fn what_changes_between_begin_and_finish_is_in_the_image() {
+        let folder = tempfile::tempdir().unwrap();
+        let ram = ram(folder.path());
+        let image = folder.path().join("image");
+        let capture = Capture::begin(RamSource::Shared(ram.try_clone().unwrap()), &image).unwrap();
+        assert_eq!(capture.copied, 7 * PAGE as u64);
+        for page in [5, 64, 65, 800, 1023] {
+            ram.write_all_at(&[0xee; 10], page * PAGE as u64 + 17).unwrap();
+        }
+        ram.write_all_at(&[0; PAGE], 0).unwrap();
+        assert!(!image.exists());
+        let report = capture.finish().unwrap();
+        assert_eq!(report.corrected, 6 * PAGE as u64);
+        assert_eq!(fs::read(&image).unwrap(), fs::read(folder.path().join("ram")).unwrap());
+    }
+
+    #[test]
+    fn an_abandoned_capture_leaves_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let capture = Capture::begin(RamSource::Shared(ram(folder.path())), &folder.path().join("image")).unwrap();
+        drop(capture);
+        let left: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["ram"]);
+    }
+
+    #[test]
+    fn handing_over_moves_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        ram(folder.path());
+        let (ram, image) = (folder.path().join("ram"), folder.path().join("image"));
+        let before = fs::read(&ram).unwrap();
+        assert!(hand_over(&ram, &image).unwrap().handed_over);
+        assert!(!ram.exists());
+        assert_eq!(fs::read(image).unwrap(), before);
+    }
+}

@@ -1,0 +1,157 @@
+//! The monitor's command line.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use command_fds::{CommandFdExt, FdMapping};
+
+use super::console::{CONSOLE, MESSAGES};
+use super::sockets;
+use crate::engine::{BELL_NAME, EngineError, Machine, REGION_ADDRESS, VmConfig};
+use crate::image::Image;
+
+/// The control socket's name in a machine's folder.
+pub(super) const CONTROL: &str = "qmp";
+/// The doorbell's name in a machine's folder.
+pub(super) const BELL: &str = "bell";
+
+// Descriptors as the monitor sees them. Files and sockets are handed over open, so that no path
+// has to be short, free of commas, or there at all when the monitor looks.
+const RAM_FD: i32 = 10;
+const REGION_FD: i32 = 11;
+const CONTROL_FD: i32 = 12;
+const BELL_FD: i32 = 13;
+/// The device state to load.
+pub(super) const STATE_FD: i32 = 14;
+
+/// What makes the kernel start faster, and end the machine when it panics.
+const KERNEL_ARGUMENTS: &str = "console=ttyS0 reboot=t panic=-1 tsc=reliable quiet mitigations=off nokaslr \
+     no_timer_check cryptomgr.notests 8250.nr_uarts=1";
+
+/// How the RAM's file is mapped.
+#[derive(Clone, Copy)]
+pub(super) enum Mapping {
+    /// The file is the RAM.
+    Shared,
+    /// The file is an image, which is never written.
+    CopyOnWrite,
+}
+
+/// A command line being put together.
+pub(super) struct Builder {
+    command: Command,
+    descriptors: Vec<FdMapping>,
+}
+
+impl Builder {
+    /// Everything that a booted and a loaded machine have in common.
+    pub(super) fn new(
+        binary: &Path,
+        machine: &Machine,
+        config: &VmConfig,
+        ram: File,
+        mapping: Mapping,
+    ) -> Result<Self, EngineError> {
+        let folder = &config.folder;
+        let control = listen(folder, CONTROL)?;
+        let bell = listen(folder, BELL)?;
+        let region = config.region.try_clone().map_err(|e| EngineError::io("share the region for", folder, e))?;
+        let length = region.metadata().map_err(|e| EngineError::io("measure the region for", folder, e))?.len();
+        create(folder, CONSOLE)?;
+        let messages = create(folder, MESSAGES)?;
+
+        let mut command = Command::new(binary);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(messages);
+        let mut builder = Self { command, descriptors: Vec::new() };
+        builder.inherit(ram, RAM_FD).inherit(region, REGION_FD).inherit(control, CONTROL_FD).inherit(bell, BELL_FD);
+        builder.board(machine);
+        builder.memory(config.memory_mib, length, mapping);
+        builder.channels(folder);
+        Ok(builder)
+    }
+
+    /// Adds what a booting machine needs.
+    pub(super) fn boot(mut self, image: &Image, region: u64, extra: &[String]) -> Self {
+        let mut append = format!("{KERNEL_ARGUMENTS} throughline.region={REGION_ADDRESS:#x},{region}");
+        for word in extra {
+            append.push(' ');
+            append.push_str(word);
+        }
+        self.command.arg("-kernel").arg(image.kernel()).arg("-initrd").arg(image.initramfs());
+        self.command.args(["-append", &append]);
+        self
+    }
+
+    /// Adds what a loading machine needs: it waits for its state, and then to be resumed.
+    pub(super) fn load(mut self, state: File) -> Self {
+        self.inherit(state, STATE_FD);
+        self.command.args(["-S", "-incoming", "defer"]);
+        self
+    }
+
+    /// The finished command.
+    pub(super) fn finish(mut self) -> Result<Command, EngineError> {
+        self.command
+            .fd_mappings(self.descriptors)
+            .map_err(|error| EngineError::Refused { doing: "inherit descriptors", reason: error.to_string() })?;
+        Ok(self.command)
+    }
+
+    fn inherit(&mut self, from: impl Into<OwnedFd>, child_fd: i32) -> &mut Self {
+        self.descriptors.push(FdMapping { parent_fd: from.into(), child_fd });
+        self
+    }
+
+    fn board(&mut self, machine: &Machine) {
+        let accelerator = super::probe::accelerator_argument(machine.accelerator);
+        // The saved stream is the devices' sections alone: no configuration, no description.
+        let board = format!("{},{},memory-backend=ram0", machine.machine_type, super::probe::BOARD);
+        let processor = machine.cpu_model.split(':').next().unwrap_or_default();
+        self.command
+            .args(["-M", &board, "-accel", accelerator, "-cpu", processor])
+            .args(["-global", "migration.send-configuration=off"])
+            .args(["-display", "none", "-no-user-config", "-nodefaults", "-no-reboot"])
+            .args(["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);
+    }
+
+    fn memory(&mut self, mib: u32, region: u64, mapping: Mapping) {
+        let share = match mapping {
+            Mapping::Shared => "on",
+            Mapping::CopyOnWrite => "off",
+        };
+        let ram = format!("memory-backend-file,id=ram0,size={mib}M,mem-path=/proc/self/fd/{RAM_FD},share={share}");
+        let shared = format!("memory-backend-file,id=region,size={region},mem-path=/proc/self/fd/{REGION_FD},share=on");
+        // Beyond RAM, the region needs a slot and address space.
+        let size = format!("{mib}M,slots=2,maxmem={}M", u64::from(mib) + 1024 + (region >> 20));
+        self.command
+            .args(["-m", &size, "-object", &ram, "-object", &shared])
+            .args(["-device", &format!("virtio-pmem-pci,memdev=region,id=pmem0,memaddr={REGION_ADDRESS:#x}")]);
+    }
+
+    fn channels(&mut self, folder: &Path) {
+        // In QEMU's options a comma is written twice.
+        let console = folder.join(CONSOLE).display().to_string().replace(',', ",,");
+        self.command
+            .args(["-device", "virtio-serial-pci,id=serial0,max_ports=2"])
+            .args(["-chardev", &format!("socket,id=bell,fd={BELL_FD},server=on,wait=off")])
+            .args(["-device", &format!("virtserialport,chardev=bell,name={BELL_NAME},id=bell0")])
+            .args(["-chardev", &format!("socket,id=control,fd={CONTROL_FD},server=on,wait=off")])
+            .args(["-mon", "chardev=control,mode=control"])
+            .args(["-chardev", &format!("file,id=console,path={console},append=on")])
+            .args(["-serial", "chardev:console"]);
+    }
+}
+
+fn listen(folder: &Path, name: &str) -> Result<UnixListener, EngineError> {
+    sockets::listen(folder, name).map_err(|source| EngineError::io("listen on", &folder.join(name), source))
+}
+
+fn create(folder: &Path, name: &str) -> Result<File, EngineError> {
+    let path = folder.join(name);
+    let mut options = File::options();
+    options.create(true).append(true);
+    options.open(&path).map_err(|source| EngineError::io("create the log", &path, source))
+}

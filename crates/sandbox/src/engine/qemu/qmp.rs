@@ -1,0 +1,156 @@
+//! The monitor's control socket. Every call has a deadline.
+
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use qapi::futures::{QapiEvents, QapiService, QmpStreamTokio};
+use qapi::qmp::{
+    Event, MigrationCapability, MigrationCapabilityStatus, MigrationStatus, QmpCommand, ShutdownCause, StatusInfo,
+};
+use qapi::{ExecuteError, qmp};
+use tokio::io::{ReadHalf, WriteHalf};
+use tokio::net::UnixStream;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::sockets;
+use crate::engine::EngineError;
+
+/// How long the monitor may take for one answer. Only a hung or starved one needs so long.
+pub(super) const DEADLINE: Duration = Duration::from_secs(20);
+
+/// What the monitor has said on its own.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Seen {
+    /// Why the machine is shutting down.
+    pub(super) shutdown: Option<ShutdownCause>,
+    /// Whether the guest said that it panicked.
+    pub(super) panicked: bool,
+    /// Where an incoming migration stands.
+    pub(super) migration: Option<MigrationStatus>,
+    /// Nothing more will come.
+    pub(super) closed: bool,
+}
+
+/// A connection to the monitor. It serves one client at a time.
+pub(super) struct Qmp {
+    service: QapiService<QmpStreamTokio<WriteHalf<UnixStream>>>,
+    seen: watch::Receiver<Seen>,
+    reader: JoinHandle<()>,
+}
+
+impl Drop for Qmp {
+    fn drop(&mut self) {
+        // The reader holds the socket open; while it is, nobody else can take the monitor over.
+        self.reader.abort();
+    }
+}
+
+impl Qmp {
+    /// Connects and negotiates. The socket must be listening, the monitor need not be up yet.
+    pub(super) async fn connect(folder: &Path, name: &str) -> Result<Self, EngineError> {
+        let doing = "open its control socket";
+        let socket = sockets::connect(folder, name)
+            .and_then(|socket| {
+                socket.set_nonblocking(true)?;
+                UnixStream::from_std(socket)
+            })
+            .map_err(|source| EngineError::io("connect to the control socket in", folder, source))?;
+        let open = async {
+            let negotiation = QmpStreamTokio::open(socket).await?;
+            negotiation.negotiate().await
+        };
+        let stream = in_time(doing, open).await?.map_err(|error| refused(doing, &ExecuteError::Io(error)))?;
+        let (service, events) = stream.into_parts();
+        let (sender, seen) = watch::channel(Seen::default());
+        Ok(Self { service, seen, reader: tokio::spawn(read(events, sender)) })
+    }
+
+    async fn execute<C>(&self, doing: &'static str, command: C) -> Result<C::Ok, EngineError>
+    where
+        C: QmpCommand,
+    {
+        let answer = in_time(doing, self.service.execute(command)).await?;
+        answer.map_err(|error| refused(doing, &error))
+    }
+
+    /// Stops the processors.
+    pub(super) async fn stop(&self) -> Result<(), EngineError> {
+        self.execute("pause", qmp::stop {}).await.map(drop)
+    }
+
+    /// Lets the processors run.
+    pub(super) async fn cont(&self) -> Result<(), EngineError> {
+        self.execute("resume", qmp::cont {}).await.map(drop)
+    }
+
+    /// Asks for the run state.
+    pub(super) async fn status(&self) -> Result<StatusInfo, EngineError> {
+        self.execute("tell its state", qmp::query_status {}).await
+    }
+
+    /// Writes the device state of a paused machine to `path`.
+    pub(super) async fn save_devices(&self, path: String) -> Result<(), EngineError> {
+        // `live` on a paused machine would give up its (non-existent) disks.
+        let command = qmp::xen_save_devices_state { live: Some(false), filename: path };
+        self.execute("save its devices", command).await.map(drop)
+    }
+
+    /// Loads the device state from a descriptor that the monitor inherited, and waits for it.
+    pub(super) async fn load_devices(&self, descriptor: i32) -> Result<(), EngineError> {
+        let doing = "load its devices";
+        let events = MigrationCapabilityStatus { capability: MigrationCapability::events, state: true };
+        self.execute(doing, qmp::migrate_set_capabilities { capabilities: vec![events] }).await?;
+        let uri = Some(format!("fd:{descriptor}"));
+        self.execute(doing, qmp::migrate_incoming { uri, channels: None, exit_on_error: None }).await?;
+        let mut seen = self.seen.clone();
+        let ended = |seen: &Seen| {
+            seen.closed || matches!(seen.migration, Some(MigrationStatus::completed | MigrationStatus::failed))
+        };
+        let last = in_time(doing, seen.wait_for(ended)).await?.map(|seen| seen.migration);
+        match last {
+            Ok(Some(MigrationStatus::completed)) => Ok(()),
+            _ => Err(EngineError::Refused { doing, reason: "the saved state is damaged or of another machine".into() }),
+        }
+    }
+
+    /// What the monitor said until it closed the socket, which its death does.
+    pub(super) async fn last_words(&self) -> Seen {
+        let mut seen = self.seen.clone();
+        let closed = tokio::time::timeout(DEADLINE, seen.wait_for(|seen| seen.closed)).await;
+        match closed {
+            Ok(Ok(seen)) => seen.clone(),
+            _ => self.seen.borrow().clone(),
+        }
+    }
+}
+
+async fn read(mut events: QapiEvents<QmpStreamTokio<ReadHalf<UnixStream>>>, seen: watch::Sender<Seen>) {
+    while let Some(Ok(event)) = events.next().await {
+        seen.send_if_modified(|seen| {
+            match event {
+                Event::SHUTDOWN { data, .. } => seen.shutdown = Some(data.reason),
+                Event::GUEST_PANICKED { .. } => seen.panicked = true,
+                Event::MIGRATION { data, .. } => seen.migration = Some(data.status),
+                _ => return false,
+            }
+            true
+        });
+    }
+    seen.send_modify(|seen| seen.closed = true);
+}
+
+async fn in_time<T>(doing: &'static str, work: impl Future<Output = T>) -> Result<T, EngineError> {
+    tokio::time::timeout(DEADLINE, work).await.map_err(|_| EngineError::Deadline { doing, deadline: DEADLINE })
+}
+
+fn refused(doing: &'static str, error: &ExecuteError) -> EngineError {
+    let reason = match error {
+        ExecuteError::Qapi(error) => error.desc.clone(),
+        ExecuteError::Io(error) if error.kind() == io::ErrorKind::UnexpectedEof => "its control socket closed".into(),
+        ExecuteError::Io(error) => error.to_string(),
+    };
+    EngineError::Refused { doing, reason }
+}

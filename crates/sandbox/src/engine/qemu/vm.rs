@@ -1,0 +1,290 @@
+//! One running QEMU.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use async_trait::async_trait;
+use procfs::process::{MMapPath, Process as Proc};
+use qapi::qmp::ShutdownCause;
+use tokio::sync::watch;
+
+use super::command::{BELL, CONTROL};
+use super::console::{self, Watch};
+use super::process::{Process, Status, proc_error};
+use super::qmp::{Qmp, Seen};
+use super::sockets;
+use crate::engine::{EngineError, Exit, ExitReason, RamRecord, RamSource, Vm, VmRecord};
+
+/// What the kernel prints when it panics.
+const PANIC: &str = "Kernel panic - not syncing";
+
+/// A process whose end is noticed, and whose console stays small, while the runtime lives.
+pub(super) struct Watched {
+    process: Arc<Process>,
+    folder: std::path::PathBuf,
+    status: watch::Receiver<Option<Status>>,
+}
+
+impl Watched {
+    /// Starts watching.
+    pub(super) fn new(process: Process, folder: &Path) -> Result<Self, EngineError> {
+        let console = Watch::new(folder).map_err(|source| EngineError::io("watch the console in", folder, source));
+        let console = console.inspect_err(|_| {
+            // Nobody would know of it.
+            let _ = process.kill();
+        })?;
+        let process = Arc::new(process);
+        let (sender, status) = watch::channel(None);
+        tokio::spawn(attend(Arc::clone(&process), console, sender));
+        Ok(Self { process, folder: folder.to_path_buf(), status })
+    }
+
+    /// Ends the process without waiting for it.
+    pub(super) fn end(&self) {
+        if let Err(error) = self.process.kill() {
+            tracing::warn!(pid = self.process.pid(), %error, "the monitor could not be ended");
+        }
+    }
+
+    /// Waits for the end. Cancel-safe.
+    async fn ended(&self) -> Status {
+        let mut status = self.status.clone();
+        let ended = status.wait_for(Option::is_some).await;
+        ended.ok().and_then(|status| *status).unwrap_or(Status::Unknown)
+    }
+
+    fn exit(&self, status: Status, seen: &Seen) -> Exit {
+        let console = console::console_tail(&self.folder);
+        let reason = reason(status, seen, &console);
+        Exit { reason, console, messages: console::messages_tail(&self.folder) }
+    }
+
+    /// Does `work`, unless the process ends first: then that is the error.
+    pub(super) async fn or_ended<T>(
+        &self,
+        doing: &'static str,
+        work: impl Future<Output = Result<T, EngineError>>,
+    ) -> Result<T, EngineError> {
+        let result = tokio::select! {
+            biased;
+            result = work => result,
+            status = self.ended() => Err(self.ended_error(doing, status, &Seen::default())),
+        };
+        match result {
+            // A closed socket is the first sign of a death that is noticed a moment later.
+            Err(EngineError::Refused { .. } | EngineError::Io { .. }) if self.is_ending().await => {
+                let status = self.ended().await;
+                Err(self.ended_error(doing, status, &Seen::default()))
+            }
+            result => result,
+        }
+    }
+
+    /// Whether the process is on its way out; gives it a moment to show.
+    async fn is_ending(&self) -> bool {
+        tokio::time::timeout(std::time::Duration::from_millis(200), self.ended()).await.is_ok()
+    }
+
+    fn ended_error(&self, doing: &'static str, status: Status, seen: &Seen) -> EngineError {
+        EngineError::Ended { doing, exit: Box::new(self.exit(status, seen)) }
+    }
+}
+
+async fn attend(process: Arc<Process>, console: Watch, status: watch::Sender<Option<Status>>) {
+    let mut watching = true;
+    loop {
+        tokio::select! {
+            biased;
+            ended = process.ended() => {
+                if let Err(error) = ended {
+                    tracing::warn!(pid = process.pid(), %error, "the monitor cannot be watched");
+                }
+                break;
+            }
+            turned = console.turned(), if watching => {
+                if let Err(error) = turned {
+                    // The monitor's file size limit still holds.
+                    tracing::warn!(pid = process.pid(), %error, "the console's log is not turned over any more");
+                    watching = false;
+                }
+            }
+        }
+    }
+    status.send_replace(Some(process.reap()));
+}
+
+fn reason(status: Status, seen: &Seen, console: &str) -> ExitReason {
+    match (status, seen.shutdown) {
+        (Status::Signal(signal), _) => ExitReason::Signal(signal),
+        (Status::Code(code), _) if code != 0 => ExitReason::Failed(code),
+        _ if seen.panicked => ExitReason::Panicked,
+        (_, Some(ShutdownCause::guest_shutdown)) => ExitReason::PoweredOff,
+        (_, Some(ShutdownCause::guest_panic)) => ExitReason::Panicked,
+        // With panic=-1 a panic is a restart; its message is what tells them apart.
+        (_, Some(ShutdownCause::guest_reset)) if console.contains(PANIC) => ExitReason::Panicked,
+        (_, Some(ShutdownCause::guest_reset)) => ExitReason::Restarted,
+        (_, Some(_)) => ExitReason::Quit,
+        (_, None) if console.contains(PANIC) => ExitReason::Panicked,
+        (_, None) => ExitReason::Unknown,
+    }
+}
+
+/// A machine that QEMU runs.
+pub(super) struct QemuVm {
+    watched: Watched,
+    qmp: Qmp,
+    record: VmRecord,
+}
+
+/// Ends the monitor unless told otherwise.
+pub(super) struct EndOnDrop {
+    process: Arc<Process>,
+    armed: AtomicBool,
+}
+
+impl EndOnDrop {
+    /// Lets the monitor live.
+    pub(super) fn disarm(&self) {
+        self.armed.store(false, Ordering::Relaxed);
+    }
+}
+
+impl Drop for EndOnDrop {
+    fn drop(&mut self) {
+        if self.armed.load(Ordering::Relaxed)
+            && let Err(error) = self.process.kill()
+        {
+            tracing::warn!(pid = self.process.pid(), %error, "the monitor could not be ended");
+        }
+    }
+}
+
+impl QemuVm {
+    pub(super) fn new(watched: Watched, qmp: Qmp, record: VmRecord) -> Self {
+        Self { watched, qmp, record }
+    }
+
+    pub(super) fn ended_on_drop(&self) -> EndOnDrop {
+        EndOnDrop { process: Arc::clone(&self.watched.process), armed: AtomicBool::new(true) }
+    }
+
+    pub(super) async fn load_devices(&self, descriptor: i32) -> Result<(), EngineError> {
+        self.or_ended("load its devices", self.qmp.load_devices(descriptor)).await
+    }
+
+    async fn or_ended<T>(
+        &self,
+        doing: &'static str,
+        work: impl Future<Output = Result<T, EngineError>>,
+    ) -> Result<T, EngineError> {
+        match self.watched.or_ended(doing, work).await {
+            Err(EngineError::Ended { doing, .. }) => {
+                Err(EngineError::Ended { doing, exit: Box::new(self.exited().await) })
+            }
+            result => result,
+        }
+    }
+
+    /// Opens what the monitor has mapped as RAM: the path may have vanished, its descriptor has not.
+    fn open_image(&self, inode: u64) -> io::Result<File> {
+        let process = Proc::new(self.record.pid).map_err(proc_error)?;
+        let size = u64::from(self.record.memory_mib) << 20;
+        for entry in process.fd().map_err(proc_error)? {
+            let fd = entry.map_err(proc_error)?.fd;
+            let path = format!("/proc/{}/fd/{fd}", self.record.pid);
+            let fits = std::fs::metadata(&path).is_ok_and(|data| data.ino() == inode && data.len() == size);
+            if fits {
+                return File::open(path);
+            }
+        }
+        Err(io::ErrorKind::NotFound.into())
+    }
+
+    /// Where the monitor has mapped its RAM.
+    fn address(&self, inode: u64) -> io::Result<u64> {
+        let maps = Proc::new(self.record.pid).and_then(|process| process.maps()).map_err(proc_error)?;
+        let size = u64::from(self.record.memory_mib) << 20;
+        let ram = maps.iter().find(|map| {
+            map.inode == inode
+                && map.offset == 0
+                && map.address.1 - map.address.0 == size
+                && matches!(map.pathname, MMapPath::Path(_) | MMapPath::Other(_))
+        });
+        ram.map(|map| map.address.0).ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+}
+
+#[async_trait]
+impl Vm for QemuVm {
+    fn record(&self) -> &VmRecord {
+        &self.record
+    }
+
+    async fn pause(&self) -> Result<(), EngineError> {
+        self.or_ended("pause", self.qmp.stop()).await
+    }
+
+    async fn resume(&self) -> Result<(), EngineError> {
+        self.or_ended("resume", self.qmp.cont()).await
+    }
+
+    async fn running(&self) -> Result<bool, EngineError> {
+        self.or_ended("tell its state", self.qmp.status()).await.map(|status| status.running)
+    }
+
+    async fn save(&self, state: &Path) -> Result<(), EngineError> {
+        let failed = |source| EngineError::io("save the devices to", state, source);
+        let mut partial = state.as_os_str().to_os_string();
+        partial.push(".partial");
+        let partial = std::path::absolute(partial).map_err(failed)?;
+        let Some(name) = partial.to_str() else {
+            return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "its path is not UTF-8")));
+        };
+        let saved = self.or_ended("save its devices", self.qmp.save_devices(name.to_owned())).await;
+        let renamed = saved.and_then(|()| std::fs::rename(&partial, state).map_err(failed));
+        renamed.inspect_err(|_| {
+            let _ = std::fs::remove_file(&partial);
+        })
+    }
+
+    fn ram(&self) -> Result<RamSource, EngineError> {
+        let failed = |source| EngineError::io("find the RAM of the machine in", &self.record.folder, source);
+        match &self.record.ram {
+            RamRecord::Shared(path) => {
+                let file = File::open(path).map_err(|source| EngineError::io("open the RAM", path, source))?;
+                Ok(RamSource::Shared(file))
+            }
+            RamRecord::CopyOnWrite { inode } => Ok(RamSource::CopyOnWrite {
+                image: self.open_image(*inode).map_err(failed)?,
+                pid: self.record.pid,
+                address: self.address(*inode).map_err(failed)?,
+            }),
+        }
+    }
+
+    fn connect_bell(&self) -> io::Result<UnixStream> {
+        sockets::connect(&self.record.folder, BELL)
+    }
+
+    async fn kill(&self) -> Result<Exit, EngineError> {
+        let killed = self.watched.process.kill();
+        killed.map_err(|source| EngineError::io("end the monitor of", &self.record.folder, source))?;
+        let exit = self.exited().await;
+        for name in [CONTROL, BELL] {
+            // A socket without a listener is of no use, and no harm either.
+            let _ = std::fs::remove_file(self.record.folder.join(name));
+        }
+        Ok(exit)
+    }
+
+    async fn exited(&self) -> Exit {
+        let status = self.watched.ended().await;
+        let seen = self.qmp.last_words().await;
+        self.watched.exit(status, &seen)
+    }
+}

@@ -1,0 +1,91 @@
+//! The guest's first file system, as a cpio archive.
+
+use std::fs;
+use std::io::{self, Write};
+
+use cpio::newc::{Builder, trailer};
+
+use super::busybox::Busybox;
+use super::kernel::{Kernel, MODULES};
+
+const FOLDER: u32 = 0o040_000;
+const FILE: u32 = 0o100_000;
+const LINK: u32 = 0o120_000;
+const DEVICE: u32 = 0o020_000;
+
+const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\n\
+    nobody:x:65534:65534:nobody:/:/bin/false\n\
+    user:x:1000:1000:user:/home/user:/bin/sh\n";
+const GROUP: &str = "root:x:0:\nnogroup:x:65534:\nuser:x:1000:\n";
+const FOLDERS: [(&str, u32); 14] = [
+    ("bin", 0o755),
+    ("dev", 0o755),
+    ("etc", 0o755),
+    ("home", 0o755),
+    ("home/user", 0o755),
+    ("lib", 0o755),
+    ("lib/modules-throughline", 0o755),
+    ("proc", 0o755),
+    ("root", 0o700),
+    ("run", 0o755),
+    ("sys", 0o755),
+    ("tmp", 0o1777),
+    ("usr", 0o755),
+    ("var", 0o755),
+];
+
+/// Writes the archive: process 1, busybox under all its names, the modules with their order.
+pub(super) fn write(to: impl Write, agent: &[u8], busybox: &Busybox, kernel: &Kernel) -> io::Result<()> {
+    let mut archive = Archive { to, entries: 0 };
+    for (path, mode) in FOLDERS {
+        let owner = if path == "home/user" { 1000 } else { 0 };
+        archive.add(archive.entry(path, FOLDER | mode).uid(owner).gid(owner), &[])?;
+    }
+    for (path, target) in [("sbin", "bin"), ("usr/bin", "../bin"), ("usr/sbin", "../bin"), ("var/tmp", "../tmp")] {
+        archive.add(archive.entry(path, LINK | 0o777), target.as_bytes())?;
+    }
+    // The kernel opens it for process 1 before anything is mounted.
+    let console = archive.entry("dev/console", DEVICE | 0o600).rdev_major(5).rdev_minor(1);
+    archive.add(console, &[])?;
+    archive.file("init", 0o755, agent)?;
+    archive.file("bin/busybox", 0o755, &busybox.bytes)?;
+    for applet in busybox.applets.iter().filter(|name| *name != "busybox") {
+        archive.add(archive.entry(&format!("bin/{applet}"), LINK | 0o777), b"busybox")?;
+    }
+    let mut order = String::new();
+    for name in MODULES {
+        archive.file(&format!("lib/modules-throughline/{name}.ko"), 0o644, &fs::read(kernel.module(name))?)?;
+        order.push_str(name);
+        order.push_str(".ko\n");
+    }
+    archive.file("lib/modules-throughline/modules.list", 0o644, order.as_bytes())?;
+    archive.file("etc/passwd", 0o644, PASSWD.as_bytes())?;
+    archive.file("etc/group", 0o644, GROUP.as_bytes())?;
+    trailer(archive.to)?.flush()
+}
+
+struct Archive<W> {
+    to: W,
+    entries: u32,
+}
+
+impl<W: Write> Archive<W> {
+    /// An entry with an inode of its own: equal ones would be taken for hard links.
+    fn entry(&self, path: &str, mode: u32) -> Builder {
+        Builder::new(path).ino(self.entries + 1).mode(mode).nlink(1)
+    }
+
+    fn add(&mut self, entry: Builder, content: &[u8]) -> io::Result<()> {
+        let length = u32::try_from(content.len())
+            .map_err(|_| io::Error::new(io::ErrorKind::FileTooLarge, "a file for the image exceeds 4 GiB"))?;
+        let mut writer = entry.write(&mut self.to, length);
+        writer.write_all(content)?;
+        writer.finish()?;
+        self.entries += 1;
+        Ok(())
+    }
+
+    fn file(&mut self, path: &str, mode: u32, content: &[u8]) -> io::Result<()> {
+        self.add(self.entry(path, FILE | mode), content)
+    }
+}

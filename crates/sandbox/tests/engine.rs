@@ -1,0 +1,194 @@
+//! Real machines: boot, save and load in a chain, and every way in which one can end.
+
+mod support;
+
+use std::os::unix::fs::FileExt;
+use std::time::Instant;
+
+use support::{COUNTING, Guest, folder, qemu, watched};
+use throughline_sandbox::engine::{Capture, Engine, EngineError, ExitReason, RamRecord, save_and_stop};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn vm_boots_and_sees_region_and_doorbell() {
+    let engine = qemu();
+    let started = Instant::now();
+    let guest = Guest::boot(&engine, COUNTING).await;
+    let mut bell = guest.bell();
+    let count = bell.count().await;
+    println!("boot to the first byte: {:?}", started.elapsed());
+    assert!(bell.count().await > count);
+    let region = std::fs::File::open(guest.folder.path().join("region")).unwrap();
+    let mut word = [0; 4];
+    region.read_exact_at(&mut word, 0x1000).unwrap();
+    assert!(u64::from(u32::from_le_bytes(word)) >= count, "the guest's stores are in the region's file");
+    assert!(guest.vm.running().await.unwrap());
+    let exit = watched("the end", guest.vm.kill()).await.unwrap();
+    assert_eq!(exit.reason, ExitReason::Signal(9));
+    assert!(exit.console.contains("tick"), "{exit}");
+}
+
+/// Ten generations: the guest goes on where it was, and each saves again.
+#[tokio::test(flavor = "multi_thread")]
+async fn vm_is_saved_and_loaded_ten_times_in_a_chain() {
+    let engine = qemu();
+    let mut guest = Guest::boot(&engine, COUNTING).await;
+    let mut bell = guest.bell();
+    let mut count = bell.count().await;
+    let saved = folder();
+    for generation in 0..10 {
+        let at = saved.path().join(generation.to_string());
+        std::fs::create_dir(&at).unwrap();
+        let capture = begin(&guest, &at).await;
+        let paused = Instant::now();
+        guest.vm.pause().await.unwrap();
+        let stopped = paused.elapsed();
+        guest.vm.save(&at.join("state")).await.unwrap();
+        let devices = paused.elapsed() - stopped;
+        let report = tokio::task::spawn_blocking(|| capture.finish()).await.unwrap().unwrap();
+        let corrected = paused.elapsed() - stopped - devices;
+        std::fs::copy(guest.folder.path().join("region"), at.join("region")).unwrap();
+        guest.vm.resume().await.unwrap();
+        println!(
+            "generation {generation}: paused {:?} (stop {stopped:?}, devices {devices:?}, RAM {corrected:?}), {report:?}",
+            paused.elapsed()
+        );
+        // The source goes on, and is of no use to the copy.
+        let last = bell.count().await;
+        assert!(last > count);
+        watched("the end", guest.vm.kill()).await.unwrap();
+        let started = Instant::now();
+        guest = Guest::load(&engine, &at).await;
+        let loaded = started.elapsed();
+        assert!(!guest.vm.running().await.unwrap(), "a loaded machine waits");
+        std::fs::remove_dir_all(&at).unwrap();
+        bell = guest.bell();
+        guest.vm.resume().await.unwrap();
+        let first = bell.count().await;
+        println!("  loaded {loaded:?}, first byte {:?}", started.elapsed());
+        assert!(first > count, "{first} comes after {count}");
+        count = bell.count().await;
+        assert!(count > first);
+    }
+}
+
+async fn begin(guest: &Guest, at: &std::path::Path) -> Capture {
+    let (source, image) = (guest.vm.ram().unwrap(), at.join("ram"));
+    tokio::task::spawn_blocking(move || Capture::begin(source, &image)).await.unwrap().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn vm_that_stops_hands_its_ram_over() {
+    let engine = qemu();
+    let guest = Guest::boot(&engine, COUNTING).await;
+    let count = guest.bell().count().await;
+    let saved = folder();
+    let at = saved.path();
+    let report = save_and_stop(guest.vm.as_ref(), &at.join("state"), &at.join("ram")).await.unwrap();
+    assert!(report.handed_over);
+    let RamRecord::Shared(ram) = &guest.vm.record().ram else { panic!("a booted machine's RAM is a file") };
+    assert!(!ram.exists());
+    std::fs::copy(guest.folder.path().join("region"), at.join("region")).unwrap();
+    // Two children of one image, and a copy-on-write machine that stops as well.
+    let (first, second) = (Guest::load(&engine, at).await, Guest::load(&engine, at).await);
+    for child in [&first, &second] {
+        child.vm.resume().await.unwrap();
+        assert!(child.bell().count().await > count);
+    }
+    let grandchild = folder();
+    let at = grandchild.path();
+    let report = save_and_stop(first.vm.as_ref(), &at.join("state"), &at.join("ram")).await.unwrap();
+    assert!(!report.handed_over && report.copied > 0);
+    std::fs::copy(first.folder.path().join("region"), at.join("region")).unwrap();
+    let third = Guest::load(&engine, at).await;
+    third.vm.resume().await.unwrap();
+    assert!(third.bell().count().await > count);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn vm_killed_from_outside_is_noticed() {
+    let guest = Guest::boot(&qemu(), COUNTING).await;
+    guest.bell().count().await;
+    let pid = rustix::process::Pid::from_raw(guest.vm.record().pid).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    let exit = guest.ended().await;
+    assert_eq!(exit.reason, ExitReason::Signal(9));
+    assert!(exit.console.contains("tick"), "{exit}");
+    let error = guest.vm.pause().await.unwrap_err();
+    assert!(matches!(error, EngineError::Ended { .. }), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn vm_panic_is_told_with_the_console() {
+    let guest = Guest::boot(&qemu(), "echo about to fail; exit 3\n").await;
+    let exit = guest.ended().await;
+    assert_eq!(exit.reason, ExitReason::Panicked);
+    assert!(exit.console.contains("about to fail") && exit.console.contains("Kernel panic"), "{exit}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn vm_power_off_is_told_from_a_panic() {
+    let guest = Guest::boot(&qemu(), "echo good night; poweroff -f; sleep 100\n").await;
+    let exit = guest.ended().await;
+    assert_eq!(exit.reason, ExitReason::PoweredOff, "{exit}");
+    assert!(exit.console.contains("good night"), "{exit}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn vm_restart_ends_the_machine() {
+    let guest = Guest::boot(&qemu(), "reboot -f; sleep 100\n").await;
+    assert_eq!(guest.ended().await.reason, ExitReason::Restarted);
+}
+
+/// The new owner knows nothing but the record.
+#[tokio::test(flavor = "multi_thread")]
+async fn vm_is_taken_over_by_its_record() {
+    let engine = qemu();
+    let mut guest = Guest::boot(&engine, COUNTING).await;
+    let count = guest.bell().count().await;
+    let record = guest.vm.record().clone();
+    // Dropping the old owner closes its control socket, as its death would.
+    guest.vm = reattach(&record, guest.vm).await;
+    assert!(guest.vm.running().await.unwrap());
+    assert!(guest.bell().count().await > count);
+    let mut gone = record;
+    gone.start_time += 1;
+    let error = engine.reattach(&gone).await.err().unwrap();
+    assert!(matches!(error, EngineError::Gone { .. }), "{error}");
+}
+
+async fn reattach(
+    record: &throughline_sandbox::engine::VmRecord,
+    old: Box<dyn throughline_sandbox::engine::Vm>,
+) -> Box<dyn throughline_sandbox::engine::Vm> {
+    drop(old);
+    qemu().reattach(record).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn vm_of_another_machine_is_refused_before_loading() {
+    let engine = qemu();
+    let guest = Guest::boot(&engine, COUNTING).await;
+    let mut machine = guest.vm.record().machine.clone();
+    machine.machine_type = "pc-q35-2.4".into();
+    let empty = || tempfile::tempfile().unwrap();
+    let config = throughline_sandbox::engine::VmConfig {
+        folder: guest.folder.path().to_path_buf(),
+        memory_mib: support::MEMORY,
+        region: empty(),
+    };
+    let spec = throughline_sandbox::engine::LoadSpec { config, machine, ram: empty(), state: empty() };
+    let error = engine.load(spec).await.err().unwrap();
+    assert!(matches!(error, EngineError::OtherMachine { .. }), "{error}");
+    assert!(error.to_string().contains("pc-q35-2.4"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn vm_console_stays_small_whatever_the_guest_prints() {
+    let script = "i=0; while [ $i -lt 4 ]; do i=$((i+1)); yes 0123456789abcdef | head -c 100000; echo $i 0 >&3; done; echo done; poweroff -f; sleep 9\n";
+    let guest = Guest::boot(&qemu(), script).await;
+    let exit = guest.ended().await;
+    assert!(exit.console.contains("done"), "{exit}");
+    let size = |name: &str| std::fs::metadata(guest.folder.path().join(name)).map_or(0, |data| data.len());
+    assert!(size("console.log") + size("console.old") < 1 << 20);
+    assert!(size("console.old") > 0, "400 KB were printed");
+}
