@@ -34,7 +34,7 @@ pub struct Drained {
     /// The peer rang, once or more often.
     pub bells: bool,
     /// Nobody is at the other end. For a socket this is final: stop waiting on it. A guest's port
-    /// wakes again when a host connects.
+    /// wakes again when the next host rings, as each does when it attaches.
     pub hung_up: bool,
     /// There may be more: this call did its share. Drain again before waiting, after other work.
     pub more: bool,
