@@ -7,26 +7,35 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use tempfile::TempDir;
 
+/// The folders that every run begins with empty, and must leave so.
+pub const FRESH: [&str; 2] = ["tmp", "run"];
+
+/// The folders that may hold what was built and downloaded.
+pub const KEPT: [&str; 2] = ["data", "cache"];
+
 /// A folder of its own under the temporary directory; removed with all that is in it when dropped.
 pub struct Surroundings {
     folder: TempDir,
-    data: PathBuf,
+    kept: PathBuf,
 }
 
 impl Surroundings {
-    /// `data` outlives the run: images are expensive to build and the same for every run.
+    /// `kept` outlives the run: images are expensive to build and the same for every run.
     ///
     /// The path is kept short, because a socket's path has 108 bytes.
-    pub fn create(data: &Path) -> Result<Self> {
+    pub fn create(kept: &Path) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("throughline-").tempdir();
         let folder = folder.context("cannot create a temporary folder")?;
         // Others may pass through, for the part of the run that is done as another user.
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o711))?;
-        for name in ["tmp", "run"] {
+        for name in FRESH {
             private_folder(&folder.path().join(name))?;
         }
-        fs::create_dir_all(data).with_context(|| format!("cannot create {}", data.display()))?;
-        Ok(Self { folder, data: data.to_path_buf() })
+        for name in KEPT {
+            let path = kept.join(name);
+            fs::create_dir_all(&path).with_context(|| format!("cannot create {}", path.display()))?;
+        }
+        Ok(Self { folder, kept: kept.to_path_buf() })
     }
 
     pub fn path(&self) -> &Path {
@@ -35,13 +44,13 @@ impl Surroundings {
 
     /// The variables that send a test's files here.
     pub fn variables(&self) -> Vec<(&'static str, PathBuf)> {
-        variables(self.path(), &self.data)
+        variables(self.path(), &self.kept)
     }
 
     /// The folders whose contents must be gone when the tests are.
     pub fn watched(&self) -> Vec<PathBuf> {
-        let mut folders = watched(self.path(), &self.data);
-        folders.extend(watched(&self.of_user(), &self.of_user().join("data")));
+        let mut folders = watched(self.path(), &self.kept);
+        folders.extend(watched(&self.of_user(), &self.of_user()));
         folders
     }
 
@@ -51,14 +60,19 @@ impl Surroundings {
     }
 }
 
-pub fn variables(folder: &Path, data: &Path) -> Vec<(&'static str, PathBuf)> {
-    vec![("TMPDIR", folder.join("tmp")), ("XDG_RUNTIME_DIR", folder.join("run")), ("XDG_DATA_HOME", data.to_path_buf())]
+/// `fresh` holds the folders of that kind, `kept` those of the other.
+pub fn variables(fresh: &Path, kept: &Path) -> Vec<(&'static str, PathBuf)> {
+    vec![
+        ("TMPDIR", fresh.join("tmp")),
+        ("XDG_RUNTIME_DIR", fresh.join("run")),
+        ("XDG_DATA_HOME", kept.join("data")),
+        ("XDG_CACHE_HOME", kept.join("cache")),
+    ]
 }
 
-fn watched(folder: &Path, data: &Path) -> Vec<PathBuf> {
-    let runtime = folder.join("run/throughline");
+fn watched(fresh: &Path, kept: &Path) -> Vec<PathBuf> {
     // Images stay, as they would for a user.
-    vec![folder.join("tmp"), runtime, data.join("throughline/snapshots")]
+    vec![fresh.join("tmp"), fresh.join("run/throughline"), kept.join("data/throughline/snapshots")]
 }
 
 pub fn private_folder(path: &Path) -> Result<()> {

@@ -33,7 +33,7 @@ pub fn run(root: &Path) -> Result<bool> {
     tests.build()?;
     loom.as_ref().map_or(Ok(()), Runner::build)?;
 
-    let surroundings = Surroundings::create(&root.join("target/xtask/data"))?;
+    let surroundings = Surroundings::create(&root.join("target/xtask"))?;
     let watch = Watch::begin(surroundings.watched())?;
     report.add(run_all(root, &tests, loom.as_ref(), &surroundings)?);
     step("looking for leftovers");

@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 
 use crate::nextest::{Built, Case};
 use crate::report::Outcome;
-use crate::surroundings::{Surroundings, private_folder, variables};
+use crate::surroundings::{FRESH, KEPT, Surroundings, private_folder, variables};
 
 /// The tests that run a second time start with this.
 pub const MAIN_PATH: &str = "vm_main_path";
@@ -40,9 +40,9 @@ pub fn run(built: &Built, surroundings: &Surroundings) -> Result<Vec<Outcome>> {
 /// The user's folders, with the tests in them: the checkout may lie where the user may not look.
 fn prepare(built: &Built, cases: &[Case], surroundings: &Surroundings) -> Result<PathBuf> {
     let home = surroundings.of_user();
-    private_folder(&home)?;
-    for name in ["tmp", "run", "data", "bin"] {
-        private_folder(&home.join(name))?;
+    let folders: Vec<_> = ["", "bin"].iter().chain(&FRESH).chain(&KEPT).map(|name| home.join(name)).collect();
+    for folder in &folders {
+        private_folder(folder)?;
     }
     let programs: Vec<_> = built.programs().map(|(_, file)| file).collect();
     let files: BTreeSet<_> =
@@ -52,9 +52,8 @@ fn prepare(built: &Built, cases: &[Case], surroundings: &Surroundings) -> Result
         fs::copy(file, &copy).with_context(|| format!("cannot copy {}", file.display()))?;
         fs::set_permissions(&copy, fs::Permissions::from_mode(0o755))?;
     }
-    for folder in ["tmp", "run", "data", "bin", ""] {
-        let folder = home.join(folder);
-        std::os::unix::fs::chown(&folder, Some(USER), Some(USER))
+    for folder in &folders {
+        std::os::unix::fs::chown(folder, Some(USER), Some(USER))
             .with_context(|| format!("cannot give {} to user {USER}", folder.display()))?;
     }
     Ok(home)
@@ -77,7 +76,7 @@ fn run_case(case: &Case, built: &Built, home: &Path) -> Result<Outcome> {
         .env("PATH", "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin")
         .env("HOME", home)
         .env("RUST_BACKTRACE", "1")
-        .envs(variables(home, &home.join("data")));
+        .envs(variables(home, home));
     for (name, file) in built.programs() {
         command.env(format!("CARGO_BIN_EXE_{name}"), copy_of(&file, home));
     }
