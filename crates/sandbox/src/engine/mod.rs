@@ -193,6 +193,12 @@ pub trait Vm: Send + Sync {
     /// Ends the monitor at once and waits until it is gone.
     async fn kill(&self) -> Result<Exit, EngineError>;
 
+    /// Ends the monitor at once, without waiting.
+    fn end(&self);
+
+    /// The end of the guest's console, at most 4 KiB. The guest wrote it: show it, trust nothing.
+    fn console(&self) -> String;
+
     /// Waits until the machine has ended, for whatever reason. Cancel-safe.
     async fn exited(&self) -> Exit;
 }

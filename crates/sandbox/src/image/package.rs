@@ -12,7 +12,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use super::error::ImageError;
 
 /// How long a program may take: a download of 30 MB over a slow line.
-const DEADLINE: Duration = Duration::from_secs(600);
+const DEADLINE: Duration = Duration::from_mins(10);
 /// The package manager's own deadlines, far shorter.
 const NETWORK: [&str; 4] = ["-o", "Acquire::http::Timeout=30", "-o", "Acquire::Retries=2"];
 
@@ -34,18 +34,8 @@ impl<'a> Manager<'a> {
         let found = names.find(|name| name.starts_with(prefix) && *name != meta);
         match found {
             Some(name) => Ok(name.to_owned()),
-            None => self.dependency_of_installed(meta, prefix),
+            None => dependency_of_installed(meta, prefix),
         }
-    }
-
-    /// What is installed is not in a simulation's plan.
-    fn dependency_of_installed(&self, meta: &str, prefix: &str) -> Result<String, ImageError> {
-        let mut query = Command::new("dpkg-query");
-        query.args(["--show", "--showformat=${Depends}", meta]);
-        let output = run(query, meta)?;
-        let name = output.split([',', '|']).map(str::trim).find(|name| name.starts_with(prefix));
-        let name = name.and_then(|name| name.split_whitespace().next());
-        name.map(str::to_owned).ok_or_else(|| ImageError::UnknownPackage { package: meta.to_owned() })
     }
 
     /// Downloads a package into `folder` and unpacks it into `folder/unpacked`. Returns the
@@ -69,6 +59,16 @@ impl<'a> Manager<'a> {
         command.args(NETWORK).args(arguments).current_dir(folder);
         run(command, package)
     }
+}
+
+/// What is installed is not in a simulation's plan.
+fn dependency_of_installed(meta: &str, prefix: &str) -> Result<String, ImageError> {
+    let mut query = Command::new("dpkg-query");
+    query.args(["--show", "--showformat=${Depends}", meta]);
+    let output = run(query, meta)?;
+    let name = output.split([',', '|']).map(str::trim).find(|name| name.starts_with(prefix));
+    let name = name.and_then(|name| name.split_whitespace().next());
+    name.map(str::to_owned).ok_or_else(|| ImageError::UnknownPackage { package: meta.to_owned() })
 }
 
 /// Runs a program to its end, or to the deadline, and returns what it printed.

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use throughline_sandbox::engine::{BootSpec, Engine, Exit, LoadSpec, Qemu, Vm, VmConfig};
@@ -11,7 +11,7 @@ use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::net::UnixStream;
 
 /// How long anything may take before a test is called hung.
-pub const WATCHDOG: Duration = Duration::from_secs(120);
+pub const WATCHDOG: Duration = Duration::from_mins(2);
 /// Guest memory in MiB.
 pub const MEMORY: u32 = 256;
 /// The region's length in bytes.
@@ -54,6 +54,8 @@ pub fn qemu() -> Qemu {
 pub struct Guest {
     pub vm: Box<dyn Vm>,
     pub folder: tempfile::TempDir,
+    /// How long the engine took to boot or load.
+    pub loading: Duration,
     _end: End,
 }
 
@@ -86,9 +88,10 @@ fn config(folder: &Path) -> VmConfig {
 }
 
 impl Guest {
-    fn new(vm: Box<dyn Vm>, folder: tempfile::TempDir) -> Self {
+    fn new(vm: Box<dyn Vm>, folder: tempfile::TempDir, started: Instant) -> Self {
+        let loading = started.elapsed();
         let end = End(vm.record().pid);
-        Self { vm, folder, _end: end }
+        Self { vm, folder, loading, _end: end }
     }
 
     /// Boots a guest that runs `script`.
@@ -101,8 +104,9 @@ impl Guest {
             kernel_arguments: Vec::new(),
             ram: folder.path().join("ram"),
         };
+        let started = Instant::now();
         let vm = engine.boot(spec).await.expect("a booted machine");
-        Self::new(vm, folder)
+        Self::new(vm, folder, started)
     }
 
     /// Loads what lies in `saved` as `ram`, `state` and `region`.
@@ -116,8 +120,9 @@ impl Guest {
             ram: File::options().read(true).write(true).open(saved.join("ram")).expect("a RAM image"),
             state: File::open(saved.join("state")).expect("a device state"),
         };
+        let started = Instant::now();
         let vm = engine.load(spec).await.expect("a loaded machine");
-        Self::new(vm, folder)
+        Self::new(vm, folder, started)
     }
 
     /// What the guest sends through the doorbell, line by line.
@@ -158,8 +163,6 @@ impl Bell {
 
 /// Waits for something that a hung part would never do.
 pub async fn watched<T>(what: &str, work: impl Future<Output = T>) -> T {
-    match tokio::time::timeout(WATCHDOG, work).await {
-        Ok(result) => result,
-        Err(_) => panic!("{what} did not come within {WATCHDOG:?}"),
-    }
+    let result = tokio::time::timeout(WATCHDOG, work).await;
+    result.unwrap_or_else(|_| panic!("{what} did not come within {WATCHDOG:?}"))
 }

@@ -15,6 +15,7 @@ use sha2::{Digest, Sha256};
 
 use super::process::Process;
 use crate::engine::{Accelerator, Capabilities, EngineError, Machine};
+use crate::image::hex;
 
 /// Devices that no guest of ours uses, off: each costs start time. And no description of the
 /// saved stream, which the device-only one does not carry.
@@ -56,7 +57,7 @@ pub(super) fn find(binary: &Path) -> Result<PathBuf, EngineError> {
 /// What `binary` can do here; from `cache` where an answer of this boot lies there.
 pub(super) async fn capabilities(binary: &Path, cache: &Path) -> Result<Capabilities, EngineError> {
     let key = key(binary).map_err(|source| EngineError::io("look at", binary, source))?;
-    let name = format!("engine-{:x}.json", Hex(Sha256::digest(key.as_bytes()).as_slice()));
+    let name = format!("engine-{}.json", hex(&Sha256::digest(key.as_bytes())[..8]));
     let path = cache.join(name);
     if let Some(known) = recall(&path, &key) {
         return Ok(known);
@@ -69,14 +70,6 @@ pub(super) async fn capabilities(binary: &Path, cache: &Path) -> Result<Capabili
         tracing::debug!(path = %path.display(), %error, "the probe's answer was not kept");
     }
     Ok(capabilities)
-}
-
-struct Hex<'a>(&'a [u8]);
-
-impl std::fmt::LowerHex for Hex<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.iter().take(8).try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
 }
 
 /// Changes with the program, the host's boot, and who may use KVM.

@@ -119,17 +119,16 @@ async fn attend(process: Arc<Process>, console: Watch, status: watch::Sender<Opt
 }
 
 fn reason(status: Status, seen: &Seen, console: &str) -> ExitReason {
+    // With panic=-1 a panic is a restart; its message is what tells them apart.
+    let panicked = seen.panicked || console.contains(PANIC);
     match (status, seen.shutdown) {
         (Status::Signal(signal), _) => ExitReason::Signal(signal),
         (Status::Code(code), _) if code != 0 => ExitReason::Failed(code),
-        _ if seen.panicked => ExitReason::Panicked,
         (_, Some(ShutdownCause::guest_shutdown)) => ExitReason::PoweredOff,
         (_, Some(ShutdownCause::guest_panic)) => ExitReason::Panicked,
-        // With panic=-1 a panic is a restart; its message is what tells them apart.
-        (_, Some(ShutdownCause::guest_reset)) if console.contains(PANIC) => ExitReason::Panicked,
+        (_, Some(ShutdownCause::guest_reset) | None) if panicked => ExitReason::Panicked,
         (_, Some(ShutdownCause::guest_reset)) => ExitReason::Restarted,
         (_, Some(_)) => ExitReason::Quit,
-        (_, None) if console.contains(PANIC) => ExitReason::Panicked,
         (_, None) => ExitReason::Unknown,
     }
 }
@@ -280,6 +279,14 @@ impl Vm for QemuVm {
             let _ = std::fs::remove_file(self.record.folder.join(name));
         }
         Ok(exit)
+    }
+
+    fn end(&self) {
+        self.watched.end();
+    }
+
+    fn console(&self) -> String {
+        console::console_tail(&self.record.folder)
     }
 
     async fn exited(&self) -> Exit {
