@@ -88,7 +88,7 @@ impl Accounts {
         let entry = lines(&self.passwd).find_map(|fields| match fields[..] {
             [name, _, uid, gid, _, home, shell, ..] => {
                 let (uid, gid) = (uid.parse().ok()?, gid.parse().ok()?);
-                (name == user || number == Some(uid)).then(|| (name, uid, gid, home, shell))
+                (name == user || number == Some(uid)).then_some((name, uid, gid, home, shell))
             }
             _ => None,
         });

@@ -57,18 +57,14 @@ impl Cgroup {
             .map_err(|error| self.error("enter", error))
     }
 
-    /// Freezes all processes, and returns when they are. If they do not within `limit`, they are thawed and it
-    /// is an error. Cancelled, it may leave them frozen.
+    /// Freezes all processes, and returns when they are. On an error, or cancelled, those that can still
+    /// freeze; [`thaw`](Self::thaw) takes it back.
     pub async fn freeze(&self, limit: Duration) -> Result<(), CgroupError> {
         let events = self.events("freeze")?;
         self.write("freeze", "cgroup.freeze", "1")?;
-        match tokio::time::timeout(limit, self.until(events, "frozen 1")).await {
-            Ok(result) => result,
-            Err(_) => {
-                self.thaw()?;
-                Err(CgroupError::Unfrozen { path: self.path.clone(), limit })
-            }
-        }
+        tokio::time::timeout(limit, self.until(events, "frozen 1"))
+            .await
+            .unwrap_or_else(|_| Err(CgroupError::Unfrozen { path: self.path.clone(), limit }))
     }
 
     /// Lets the processes run. Harmless if they do.

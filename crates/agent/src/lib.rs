@@ -13,13 +13,17 @@
 //! closed: at boot and after a restore until the identity is repaired.
 
 pub mod accounts;
+pub mod agent;
+pub mod boot;
 pub mod cgroup;
 pub mod channel;
 pub mod cmdline;
 pub mod console;
+pub mod control;
 pub mod exec;
 pub mod gate;
 pub mod identity;
 pub mod reaper;
+mod services;
 pub mod spawn;
 mod sys;

@@ -18,7 +18,8 @@ const ADD_ENTROPY: ioctl::Opcode = 0x4008_5203;
 const RESEED: ioctl::Opcode = 0x5207;
 
 /// Bytes of entropy that an identity carries.
-const ENTROPY: usize = 64;
+const ENTROPY: usize = BYTES as usize;
+const BYTES: i32 = 64;
 
 /// The kernel's `struct rand_pool_info` with its flexible array at a fixed size.
 #[repr(C)]
@@ -31,7 +32,7 @@ struct PoolInfo {
 /// Mixes bytes into the kernel's pool, credits them in full, and reseeds the generator from it, so that the
 /// next `getrandom` depends on them. `random` is `/dev/urandom` or `/dev/random`.
 pub fn add_entropy(random: impl AsFd, data: &[u8; ENTROPY]) -> io::Result<()> {
-    let info = PoolInfo { entropy_bits: ENTROPY as i32 * 8, bytes: ENTROPY as i32, data: *data };
+    let info = PoolInfo { entropy_bits: 8 * BYTES, bytes: BYTES, data: *data };
     // SAFETY: RNDADDENTROPY reads a rand_pool_info of 8 + `bytes` bytes, which PoolInfo lays out, and keeps no pointer.
     let add = unsafe { ioctl::Setter::<ADD_ENTROPY, PoolInfo>::new(info) };
     // SAFETY: the opcode belongs to this argument, see above; another kind of file answers ENOTTY.

@@ -145,6 +145,10 @@ impl<'a, O: Outbox> Session<'a, O> {
             }
         }
         self.input.end();
+        // The host has shut its sending down, or closed the channel. Only sending can tell, and a command
+        // that prints nothing would run on for nobody.
+        let (_, total, _) = self.input.status();
+        self.send(&Event::StdinTaken { total }).await?;
         pending().await
     }
 

@@ -63,16 +63,16 @@ pub(super) async fn run(
 ) -> Result<(), HookError> {
     let deadline = Instant::now() + limit;
     for path in list(folder)? {
-        let spawned = spawner
+        let started = spawner
             .spawn(&spec(&path, identity))
             .map_err(|failure| HookError::Start { path: path.clone(), message: failure.message })?;
-        let mut child = reaper.adopt(spawned.pid);
+        let mut child = reaper.adopt(started.pid);
         match timeout_at(deadline, child.ended()).await {
             Ok(Ok(Exit::Code(0))) => {}
             Ok(Ok(exit)) => return Err(HookError::Failed { path, code: exit.shell_code() }),
             Ok(Err(abandoned)) => return Err(HookError::Start { path, message: abandoned.to_string() }),
             Err(_) => {
-                let _ = reaper.kill(spawned.pid, Signal::KILL.as_raw(), true);
+                let _ = reaper.kill(started.pid, Signal::KILL.as_raw(), true);
                 return Err(HookError::Late { path, limit });
             }
         }

@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, LocalSet};
 
 /// Far longer than anything takes: who comes here hangs.
-pub const WATCHDOG: Duration = Duration::from_secs(60);
+pub const WATCHDOG: Duration = Duration::from_mins(1);
 
 /// Runs a test on one thread, as the agent does, with a reaper beside it.
 pub fn run<F: Future>(scope: Scope, spawner: Spawner, etc: &Path, test: impl FnOnce(Rc<Executor>) -> F) -> F::Output {

@@ -1,0 +1,115 @@
+//! The agent as a whole, on a link that is attached.
+
+use std::cell::Cell;
+use std::future::Future;
+use std::io;
+use std::path::Path;
+use std::pin::pin;
+use std::rc::Rc;
+
+use throughline::{Error, Link};
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+
+use crate::cgroup::{Cgroup, CgroupError};
+use crate::control::{Control, Switches};
+use crate::exec::Executor;
+use crate::gate::Gate;
+use crate::identity::Places;
+use crate::reaper::{Reaper, Scope};
+use crate::services::{self, Ledger};
+use crate::spawn::Spawner;
+
+/// What the services share.
+#[derive(Debug)]
+pub struct Agent {
+    pub(crate) executor: Executor,
+    pub(crate) ledger: Ledger,
+    /// The user's processes; `None` only where tests run without.
+    pub(crate) group: Option<Cgroup>,
+    pub(crate) places: Places,
+    /// Number and epoch of the identity that was taken on last.
+    pub(crate) identity: Cell<(u64, u128)>,
+    /// Channels of services that ended with an error.
+    pub(crate) failed_channels: Cell<u64>,
+    pub(crate) power_off: Notify,
+    pub(crate) switches: Switches,
+}
+
+/// How to set up an [`Agent`].
+#[derive(Debug, Clone, Default)]
+pub struct Options<'a> {
+    /// Path of the control group for the user's processes, which is made.
+    pub group: Option<&'a Path>,
+    /// Whether this is process 1.
+    pub is_init: bool,
+    /// Where files lie.
+    pub places: Places,
+    /// What tests switch off.
+    pub switches: Switches,
+}
+
+/// Why the agent ended without being asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// A port has no listener.
+    #[error("the link does not listen on the agent's ports: {0}")]
+    Ports(#[from] Error),
+    /// Signals do not arrive.
+    #[error("cannot wait for child processes: {0}")]
+    Reaper(#[from] io::Error),
+}
+
+impl Agent {
+    /// Everything but the link.
+    pub fn new(options: &Options<'_>) -> Result<Self, CgroupError> {
+        let group = options.group.map(Cgroup::create).transpose()?;
+        let entrance = group.as_ref().map(Cgroup::entrance).transpose()?;
+        let scope = if options.is_init { Scope::Everything } else { Scope::Adopted };
+        Ok(Self {
+            executor: Executor {
+                spawner: Spawner::new(entrance, options.is_init),
+                reaper: Reaper::new(scope),
+                gate: Gate::closed(),
+                etc: options.places.etc.clone(),
+            },
+            ledger: Ledger::default(),
+            group,
+            places: options.places.clone(),
+            identity: Cell::new((0, 0)),
+            failed_channels: Cell::new(0),
+            power_off: Notify::new(),
+            switches: options.switches,
+        })
+    }
+
+    /// Serves the link, whose builder was told to listen on [`port::ALL`](throughline_wire::port::ALL), until
+    /// the host asks for the power to go off. Runs inside a [`LocalSet`](tokio::task::LocalSet).
+    ///
+    /// Nothing is served before the first identity has been taken on.
+    pub async fn run(self: Rc<Self>, link: Link) -> Result<(), AgentError> {
+        let listeners = services::listeners(&link)?;
+        let mut control = pin!(Control::new(&self, &link).run());
+        let mut serving = JoinSet::new();
+        let reaping = Rc::clone(&self);
+        let mut reaping = pin!(async move { reaping.executor.reaper.run().await });
+        tokio::select! {
+            ended = &mut reaping => return Ok(ended?),
+            () = never(control.as_mut()) => {}
+            () = self.executor.gate.opened() => {}
+        }
+        for listener in listeners {
+            serving.spawn_local(services::serve(Rc::clone(&self), link.clone(), listener));
+        }
+        tokio::select! {
+            ended = reaping => Ok(ended?),
+            () = never(control) => Ok(()),
+            () = self.power_off.notified() => Ok(()),
+        }
+    }
+}
+
+/// A future that does not end, in a place that wants a result.
+async fn never(future: impl Future<Output = std::convert::Infallible>) {
+    match future.await {}
+}

@@ -1,0 +1,120 @@
+//! From a bare kernel to an attached link.
+
+mod device;
+mod modules;
+mod mounts;
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::rc::Rc;
+
+use rustix::process::{Resource, Rlimit};
+use rustix::system::RebootCommand;
+use throughline::{AttachError, Doorbell, Link, Region, RegionError};
+use throughline_wire::{PROTOCOL, port};
+
+use crate::agent::{Agent, AgentError, Options};
+use crate::cgroup::CgroupError;
+use crate::cmdline::{Cmdline, CmdlineError};
+use crate::console;
+use crate::control::Switches;
+
+pub use device::DeviceError;
+pub use modules::ModuleError;
+pub use mounts::MountError;
+
+/// The control group of everything that is the user's.
+const USER_GROUP: &str = "/sys/fs/cgroup/user";
+
+/// Open files that the agent may have: three pipes for each command, and more.
+const OPEN_FILES: u64 = 1 << 20;
+
+/// Why the guest cannot serve. The text is the last that the console shows.
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    /// A file system.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    /// A kernel module.
+    #[error(transparent)]
+    Module(#[from] ModuleError),
+    /// The command line.
+    #[error(transparent)]
+    Cmdline(#[from] CmdlineError),
+    /// The doorbell's device.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The region.
+    #[error("cannot use the region: {0}")]
+    Region(#[from] RegionError),
+    /// The region is shorter or longer than the host said.
+    #[error("the region's header describes {header} bytes, the kernel command line {cmdline}")]
+    Length {
+        /// By the header.
+        header: u64,
+        /// By the command line.
+        cmdline: u64,
+    },
+    /// The link.
+    #[error("cannot attach to the region: {0}")]
+    Attach(#[from] AttachError),
+    /// The user's control group.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// While serving.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+    /// Something else of the system.
+    #[error("cannot {what}: {source}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+/// Everything that process 1 does: boots, and serves until the host ends it.
+pub fn run() -> Result<(), BootError> {
+    mounts::mount_all()?;
+    let system = |what| move |source| BootError::System { what, source };
+    protect().map_err(system("protect the agent from the OOM killer"))?;
+    modules::load(Path::new("/lib/modules-throughline"))?;
+    let cmdline = fs::read_to_string("/proc/cmdline").map_err(system("read the kernel command line"))?;
+    let cmdline = Cmdline::parse(&cmdline)?;
+    let bell = device::find(Path::new("/sys/class/virtio-ports"), Path::new("/dev"))?;
+    let region = Region::open_physical(cmdline.address, cmdline.length)?;
+    let header = region.layout().region_words() as u64 * 8;
+    if header > cmdline.length {
+        return Err(BootError::Length { header, cmdline: cmdline.length });
+    }
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(system("start the runtime"))?;
+    let switches = Switches { skip_repair: cmdline.skip_repair, no_quiesce: cmdline.no_quiesce };
+    let options = Options { group: Some(Path::new(USER_GROUP)), is_init: true, switches, ..Options::default() };
+    tokio::task::LocalSet::new().block_on(&runtime, async {
+        let doorbell = Doorbell::open_port(&bell).map_err(system("open the doorbell"))?;
+        let builder = Link::guest(region).doorbell(doorbell).agent_version(PROTOCOL);
+        let link = port::ALL.into_iter().fold(builder, throughline::LinkBuilder::listen).attach()?;
+        let agent = Rc::new(Agent::new(&options)?);
+        Ok(agent.run(link).await?)
+    })
+}
+
+/// Never the OOM killer's choice, and no shortage of descriptors.
+fn protect() -> io::Result<()> {
+    fs::write("/proc/self/oom_score_adj", "-1000")?;
+    let limit = Rlimit { current: Some(OPEN_FILES), maximum: Some(OPEN_FILES) };
+    rustix::process::setrlimit(Resource::Nofile, limit)?;
+    Ok(())
+}
+
+/// Writes everything to disk and ends the machine. Returns only if the kernel refuses.
+pub fn power_off() {
+    rustix::fs::sync();
+    console::drain();
+    if let Err(errno) = rustix::system::reboot(RebootCommand::PowerOff) {
+        console::say(&format!("the kernel refuses to power off: {errno}"));
+    }
+}

@@ -1,0 +1,165 @@
+//! Following the host: identity before anything else, quiet for snapshots, and on again.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::pin;
+use std::task::Poll;
+use std::time::Duration;
+
+use throughline::{Identity, Link, Request};
+
+use crate::agent::Agent;
+use crate::console::say;
+use crate::identity;
+
+/// How long the user's processes may take to freeze. The host's own deadline is shorter as a rule.
+const FREEZE_LIMIT: Duration = Duration::from_secs(5);
+
+/// How often a request that cannot be followed is looked at again: the host may have changed its mind.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+/// What tests switch off to see that it is missed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Switches {
+    /// Acknowledge identities without repairing anything.
+    pub skip_repair: bool,
+    /// Never answer a quiesce.
+    pub no_quiesce: bool,
+}
+
+/// The host's requests, and what came of them.
+pub(crate) struct Control<'a> {
+    agent: &'a Agent,
+    link: &'a Link,
+    /// Nothing runs at the moment.
+    quiet: bool,
+    /// The host asked for that, and will say when it ends.
+    held: bool,
+    /// A request that was tried, failed, and is not tried again: whether it is an identity, and its number.
+    failed: Option<(bool, u64)>,
+}
+
+impl<'a> Control<'a> {
+    pub(crate) fn new(agent: &'a Agent, link: &'a Link) -> Self {
+        // At boot nothing runs yet, and the gate is closed.
+        link.freeze();
+        Self { agent, link, quiet: true, held: false, failed: None }
+    }
+
+    /// Follows requests for ever.
+    pub(crate) async fn run(mut self) -> Infallible {
+        loop {
+            let request = self.link.request().await;
+            let name = name(&request);
+            let ignored = self.agent.switches.no_quiesce && matches!(request, Request::Quiesce(_));
+            if ignored || self.failed == Some(name) {
+                tokio::time::sleep(LOOK_AGAIN).await;
+                continue;
+            }
+            let followed = self.follow(&request).await;
+            self.failed = (!followed).then_some(name);
+        }
+    }
+
+    /// Does what is asked, and acknowledges it; whether that succeeded.
+    async fn follow(&mut self, request: &Request) -> bool {
+        match request {
+            Request::Identity(identity) => self.take_on(identity).await,
+            Request::Quiesce(number) => {
+                self.held = self.silence().await;
+                if self.held {
+                    self.link.acknowledge_quiesce(*number);
+                } else {
+                    self.resume();
+                }
+                self.held
+            }
+            Request::Resume(number) => {
+                self.held = false;
+                self.link.acknowledge_quiesce(*number);
+                self.resume();
+                true
+            }
+        }
+    }
+
+    /// Becomes the identity with everything silent, then goes on unless the host holds the guest. On a failure
+    /// the guest stays silent: what it runs would believe to be somebody else.
+    async fn take_on(&mut self, identity: &Identity) -> bool {
+        // After a snapshot that was not quiesced the user's processes run.
+        if !self.silence().await {
+            return false;
+        }
+        if !self.agent.switches.skip_repair {
+            let agent = self.agent;
+            let spawner = &agent.executor.spawner;
+            let done = identity::take_on(identity, &agent.places, spawner, &agent.executor.reaper).await;
+            if let Err(error) = done {
+                say(&format!("identity {:032x} was not taken on, the guest stays closed: {error}", identity.epoch));
+                return false;
+            }
+        }
+        self.agent.identity.set((identity.seq, identity.epoch));
+        self.link.acknowledge_identity(identity.seq);
+        // A fork of a fork may have given the next one already: that comes first.
+        let next = look(self.link.request()).await;
+        if !matches!(next, Some(Request::Identity(_))) {
+            self.resume();
+        }
+        true
+    }
+
+    /// Stops everything: the gate, the link, the user's processes. Whether they all froze.
+    async fn silence(&mut self) -> bool {
+        if self.quiet {
+            return true;
+        }
+        self.quiet = true;
+        self.agent.executor.gate.close();
+        self.link.freeze();
+        let Some(group) = &self.agent.group else { return true };
+        match group.freeze(FREEZE_LIMIT).await {
+            Ok(()) => true,
+            Err(error) => {
+                say(&error.to_string());
+                false
+            }
+        }
+    }
+
+    /// Lets everything run, if it is silent, the guest has an identity, and the host does not hold it.
+    fn resume(&mut self) {
+        let identified = self.agent.identity.get().0 != 0;
+        if !self.quiet || self.held || !identified {
+            return;
+        }
+        self.quiet = false;
+        if let Some(group) = &self.agent.group
+            && let Err(error) = group.thaw()
+        {
+            say(&error.to_string());
+        }
+        self.link.thaw();
+        self.agent.executor.gate.open();
+    }
+}
+
+/// What tells one request from another; the identity itself holds secrets, and is not kept.
+fn name(request: &Request) -> (bool, u64) {
+    match request {
+        Request::Identity(identity) => (true, identity.seq),
+        Request::Quiesce(number) | Request::Resume(number) => (false, *number),
+    }
+}
+
+/// Polls a future once.
+async fn look<T>(future: impl Future<Output = T>) -> Option<T> {
+    let mut future = pin!(future);
+    std::future::poll_fn(|cx| {
+        Poll::Ready(match future.as_mut().poll(cx) {
+            Poll::Ready(value) => Some(value),
+            Poll::Pending => None,
+        })
+    })
+    .await
+}
