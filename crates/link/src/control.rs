@@ -96,6 +96,11 @@ impl Link {
         Ok(())
     }
 
+    /// Host: waits until the guest's agent has attached for the first time.
+    pub async fn agent_attached(&self, deadline: Duration) -> Result<(), Unanswered> {
+        self.acknowledged("to start its agent", deadline, |core| core.peer_word(LinkWord::Agent) != 0).await
+    }
+
     /// Host: the agent's protocol version; zero before the guest has attached.
     pub fn agent_version(&self) -> u32 {
         u32::try_from(self.core().peer_word(LinkWord::Agent)).unwrap_or(u32::MAX)

@@ -12,6 +12,8 @@ mod freeze;
 mod list;
 mod open;
 mod serve;
+#[cfg(test)]
+mod tests;
 mod transfer;
 mod watch;
 

@@ -1,0 +1,5 @@
+//! The core under fault injection: what no driver and no timing is needed for.
+
+mod abort;
+mod app;
+mod rig;

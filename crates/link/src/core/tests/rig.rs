@@ -1,0 +1,161 @@
+//! Memory that fails on request, and two cores over it.
+
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+
+use throughline_ring::{Class, Geometry, Layout, Ledger, Side};
+use throughline_shmem::sync::Ordering;
+use throughline_shmem::{AllocateError, HeapWords, Words};
+
+use super::super::{AttachOptions, Bell, Core};
+use crate::doorbell::Rung;
+
+pub(super) const RING: u64 = 4096;
+pub(super) const PORT: u32 = 7;
+
+/// Unwinds out of an operation without a word: the process is dead.
+struct Died;
+
+/// How many stores a side has left. Its region and sidecar are counted together.
+#[derive(Debug)]
+pub(super) struct Fuse {
+    left: AtomicU64,
+    made: AtomicU64,
+}
+
+impl Fuse {
+    pub(super) fn new(left: u64) -> Arc<Self> {
+        Arc::new(Self { left: AtomicU64::new(left), made: AtomicU64::new(0) })
+    }
+
+    fn burn(&self) {
+        if self.left.load(Relaxed) == 0 {
+            resume_unwind(Box::new(Died));
+        }
+        self.left.fetch_sub(1, Relaxed);
+        self.made.fetch_add(1, Relaxed);
+    }
+
+    /// Stores made so far.
+    pub(super) fn made(&self) -> u64 {
+        self.made.load(Relaxed)
+    }
+}
+
+/// Runs an operation; `None` if the process died in it.
+pub(super) fn survives<T>(operation: impl FnOnce() -> T) -> Option<T> {
+    catch_unwind(AssertUnwindSafe(operation)).map_err(|cause| if !cause.is::<Died>() { resume_unwind(cause) }).ok()
+}
+
+/// Words that a side reaches through its fuse.
+#[derive(Clone, Debug)]
+pub(super) struct Fused {
+    pub(super) memory: Arc<HeapWords>,
+    fuse: Arc<Fuse>,
+    /// Words that the file system has left; allocations beyond fail.
+    room: Arc<AtomicU64>,
+}
+
+impl Words for Fused {
+    fn len(&self) -> usize {
+        self.memory.len()
+    }
+
+    fn load(&self, at: usize, order: Ordering) -> u64 {
+        self.memory.load(at, order)
+    }
+
+    fn store(&self, at: usize, value: u64, order: Ordering) {
+        self.fuse.burn();
+        self.memory.store(at, value, order);
+    }
+
+    fn allocate(&self, _: usize, count: usize) -> Result<(), AllocateError> {
+        let enough = |left: u64| left.checked_sub(count as u64);
+        let taken = self.room.fetch_update(SeqCst, SeqCst, enough);
+        taken.map(|_| ()).map_err(|_| AllocateError::NoSpace { bytes: count as u64 * 8 })
+    }
+}
+
+/// Counts.
+#[derive(Debug, Default)]
+pub(super) struct TestBell {
+    pub(super) rung: AtomicU64,
+}
+
+impl Bell for TestBell {
+    fn ring(&self) -> Rung {
+        self.rung.fetch_add(1, SeqCst);
+        Rung::Accepted
+    }
+}
+
+pub(super) type TestCore = Core<Fused, TestBell>;
+
+/// A region, a sidecar, and whoever is attached.
+pub(super) struct World {
+    pub(super) geometry: Geometry,
+    pub(super) layout: Layout,
+    pub(super) region: Arc<HeapWords>,
+    pub(super) sidecar: Arc<HeapWords>,
+    pub(super) room: Arc<AtomicU64>,
+    pub(super) listen: Vec<u32>,
+    attaches: AtomicU64,
+}
+
+impl World {
+    /// Slot 0 is opened by the host, slot 1 by the guest.
+    pub(super) fn new() -> Self {
+        Self::with(1)
+    }
+
+    /// So many slots that the host opens, then so many that the guest does.
+    pub(super) fn with(count: u32) -> Self {
+        let class = |opener| Class { opener, count, ring_bytes: RING };
+        let geometry = Geometry::new(vec![class(Side::Host), class(Side::Guest)]).unwrap();
+        let layout = Layout::new(&geometry);
+        // The region's end is never touched: only what is used, to make thousands of worlds cheap.
+        let words = layout.control_words() + layout.slots().len() * 2 * RING as usize / 8;
+        Self {
+            region: Arc::new(HeapWords::new(words)),
+            sidecar: Arc::new(HeapWords::new(layout.sidecar_bytes() as usize / 8)),
+            room: Arc::new(AtomicU64::new(u64::MAX)),
+            listen: vec![PORT],
+            attaches: AtomicU64::new(0),
+            geometry,
+            layout,
+        }
+    }
+
+    /// Attaches a side through a fuse.
+    pub(super) fn attach(&self, side: Side, fuse: &Arc<Fuse>) -> TestCore {
+        let fused = |memory: &Arc<HeapWords>| Fused {
+            memory: memory.clone(),
+            fuse: fuse.clone(),
+            room: self.room.clone(),
+        };
+        let options = AttachOptions {
+            side,
+            timeline: 1,
+            restored_from: None,
+            random: self.attaches.fetch_add(1, SeqCst) << 20,
+            listen: self.listen.clone(),
+            agent: (side == Side::Guest).then_some(3),
+        };
+        let sidecar = (side == Side::Host).then(|| fused(&self.sidecar));
+        let ledger = Ledger::new(fused(&self.region), sidecar);
+        Core::attach(ledger, &self.geometry, TestBell::default(), &options).unwrap()
+    }
+
+    /// Attaches a side that lives.
+    pub(super) fn living(&self, side: Side) -> TestCore {
+        self.attach(side, &Fuse::new(u64::MAX))
+    }
+
+    /// A word of the region, as anybody sees it.
+    pub(super) fn word(&self, at: usize) -> u64 {
+        self.region.load(at, Ordering::SeqCst)
+    }
+}

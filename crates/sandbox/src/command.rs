@@ -1,0 +1,283 @@
+//! Running commands in a guest, and following them across processes and timelines.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde_bytes::ByteBuf;
+use throughline::{Channel, ChannelId, MessageReceiver, MessageSender, Messages};
+use throughline_wire::exec::{self, Event, Exit, Failure, MAX_DATA, Request, Start, StdinWindow};
+use throughline_wire::{decode, encode, port};
+use tokio::sync::Notify;
+
+use crate::{Sandbox, SandboxError};
+
+/// A command to run in a guest, in the manner of `std::process::Command`.
+#[derive(Debug)]
+#[must_use = "nothing runs before `spawn` or `output`"]
+pub struct Command<'a> {
+    sandbox: &'a Sandbox,
+    start: Start,
+    label: String,
+}
+
+/// A finished command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Output {
+    /// How it ended.
+    pub exit: Exit,
+    /// What it printed.
+    pub stdout: Vec<u8>,
+    /// What it printed as errors.
+    pub stderr: Vec<u8>,
+}
+
+impl<'a> Command<'a> {
+    pub(crate) fn new(sandbox: &'a Sandbox, program: &[u8]) -> Self {
+        let start = Start { argv: vec![ByteBuf::from(program)], ..Start::default() };
+        Self { sandbox, start, label: String::new() }
+    }
+
+    /// Adds an argument.
+    pub fn arg(mut self, argument: impl AsRef<[u8]>) -> Self {
+        self.start.argv.push(ByteBuf::from(argument.as_ref()));
+        self
+    }
+
+    /// Adds arguments.
+    pub fn args(self, arguments: impl IntoIterator<Item = impl AsRef<[u8]>>) -> Self {
+        arguments.into_iter().fold(self, Self::arg)
+    }
+
+    /// Sets a variable, on top of the guest's defaults.
+    pub fn env(mut self, name: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Self {
+        self.start.env.push((ByteBuf::from(name.as_ref()), ByteBuf::from(value.as_ref())));
+        self
+    }
+
+    /// Sets the working directory; the user's home without this.
+    pub fn current_dir(mut self, folder: impl AsRef<[u8]>) -> Self {
+        self.start.cwd = Some(ByteBuf::from(folder.as_ref()));
+        self
+    }
+
+    /// Runs it as this user: `name`, `uid`, `name:group` or `uid:gid`; root without this.
+    pub fn user(mut self, user: impl Into<String>) -> Self {
+        self.start.user = Some(user.into());
+        self
+    }
+
+    /// Gives it an input to be written; otherwise it reads from `/dev/null`.
+    pub fn stdin(mut self) -> Self {
+        self.start.stdin = true;
+        self
+    }
+
+    /// What to call its channel, for whoever takes it over.
+    pub fn label(mut self, label: impl Into<String>) -> Self {
+        self.label = label.into();
+        self
+    }
+
+    /// Starts it, and returns when it runs. Dropping the future, or what it returns, kills the command.
+    pub async fn spawn(self) -> Result<Child, SandboxError> {
+        let request = encode(&Request::Start(self.start))?;
+        let connect = self.sandbox.link().connect_with(port::EXEC).unanswered().label(&self.label);
+        let work = async {
+            let mut messages = connect.ring_bytes(request.len() as u64 + 16).messages().await?;
+            messages.send(&request).await?;
+            let mut child = Child::new(messages);
+            match child.events.next().await? {
+                Some(ChildEvent::Started { .. }) => Ok(child),
+                other => Err(SandboxError::Nonsense(format!("a command began with {other:?}"))),
+            }
+        };
+        self.sandbox.alive(work).await?
+    }
+
+    /// Runs it to its end, and collects what it printed. Its input is empty.
+    pub async fn output(self) -> Result<Output, SandboxError> {
+        let sandbox = self.sandbox;
+        let mut child = self.spawn().await?;
+        sandbox.alive(child.events.collect()).await?
+    }
+}
+
+/// Something that a running command did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ChildEvent {
+    /// It runs, with this process id in the guest.
+    Started {
+        /// The id.
+        pid: u32,
+    },
+    /// It printed.
+    Stdout {
+        /// Bytes printed before these.
+        at: u64,
+        /// The bytes.
+        data: Vec<u8>,
+    },
+    /// It printed errors.
+    Stderr {
+        /// Bytes printed before these.
+        at: u64,
+        /// The bytes.
+        data: Vec<u8>,
+    },
+    /// It ended; output may follow.
+    Exited(Exit),
+    /// How it stands, asked for by [`ChildInput::query`].
+    Status(exec::Status),
+}
+
+/// A running command. Dropping both halves kills it.
+#[derive(Debug)]
+pub struct Child {
+    /// What it does.
+    pub events: ChildEvents,
+    /// What is done to it.
+    pub input: ChildInput,
+    id: ChannelId,
+}
+
+/// Input that may be sent, shared by the halves.
+#[derive(Debug, Default)]
+struct Window {
+    window: Mutex<StdinWindow>,
+    changed: Notify,
+}
+
+impl Window {
+    fn with<T>(&self, change: impl FnOnce(&mut StdinWindow) -> T) -> T {
+        change(&mut self.window.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Child {
+    fn new(messages: Messages) -> Self {
+        let id = messages.id();
+        let window = Arc::new(Window::default());
+        let (sender, receiver) = messages.into_split();
+        Self { events: ChildEvents { receiver, window: window.clone() }, input: ChildInput { sender, window }, id }
+    }
+
+    /// Takes over a command whose channel nobody holds: after a restore, or in a new process. Its
+    /// events go on where the last reader stopped. Before giving it input, [`query`](ChildInput::query).
+    pub fn adopt(channel: Channel) -> Result<Self, SandboxError> {
+        Ok(Self::new(channel.messages()?))
+    }
+
+    /// The name of its channel, for whoever takes it over.
+    pub fn id(&self) -> ChannelId {
+        self.id
+    }
+}
+
+/// What a command does, in order.
+#[derive(Debug)]
+pub struct ChildEvents {
+    receiver: MessageReceiver,
+    window: Arc<Window>,
+}
+
+impl ChildEvents {
+    /// The next event; `None` when the command has ended and all its output has come. Cancel-safe.
+    pub async fn next(&mut self) -> Result<Option<ChildEvent>, SandboxError> {
+        while let Some(message) = self.receiver.recv().await? {
+            if let Some(event) = self.understand(&message)? {
+                return Ok(Some(event));
+            }
+        }
+        Ok(None)
+    }
+
+    fn understand(&self, message: &[u8]) -> Result<Option<ChildEvent>, SandboxError> {
+        let event = decode::<Event>(message).map_err(|error| SandboxError::Nonsense(error.to_string()))?;
+        Ok(Some(match event {
+            Event::Started { pid } => ChildEvent::Started { pid },
+            Event::Stdout { at, data } => ChildEvent::Stdout { at, data: data.to_vec() },
+            Event::Stderr { at, data } => ChildEvent::Stderr { at, data: data.to_vec() },
+            Event::Exited(exit) => ChildEvent::Exited(exit),
+            Event::Failed(failure) => return Err(failed(failure)),
+            Event::StdinTaken { total } => {
+                self.window.with(|window| window.taken(total));
+                self.window.changed.notify_one();
+                return Ok(None);
+            }
+            // What is sent from now on is thrown away, which the guest counts as taken.
+            Event::StdinClosed => return Ok(None),
+            Event::Status(status) => {
+                self.window.with(|window| *window = StdinWindow::resume(&status));
+                self.window.changed.notify_one();
+                ChildEvent::Status(status)
+            }
+        }))
+    }
+
+    /// Waits for the end, and collects what comes until then.
+    pub async fn collect(&mut self) -> Result<Output, SandboxError> {
+        let (mut stdout, mut stderr, mut exit) = (Vec::new(), Vec::new(), None);
+        while let Some(event) = self.next().await? {
+            match event {
+                ChildEvent::Stdout { data, .. } => stdout.extend(data),
+                ChildEvent::Stderr { data, .. } => stderr.extend(data),
+                ChildEvent::Exited(how) => exit = Some(how),
+                ChildEvent::Started { .. } | ChildEvent::Status(_) => {}
+            }
+        }
+        let exit = exit.ok_or_else(|| SandboxError::Nonsense("a command ended without an exit".to_owned()))?;
+        Ok(Output { exit, stdout, stderr })
+    }
+}
+
+fn failed(failure: Failure) -> SandboxError {
+    SandboxError::Command(failure)
+}
+
+/// What is done to a command.
+#[derive(Debug)]
+pub struct ChildInput {
+    sender: MessageSender,
+    window: Arc<Window>,
+}
+
+impl ChildInput {
+    /// Writes input. Waits while the command does not read; the events must be taken meanwhile.
+    pub async fn write_all(&mut self, mut bytes: &[u8]) -> Result<(), SandboxError> {
+        while !bytes.is_empty() {
+            let space = self.space().await;
+            let (piece, rest) = bytes.split_at(bytes.len().min(MAX_DATA).min(space));
+            self.sender.send(&encode(&Request::Stdin(piece))?).await?;
+            self.window.with(|window| window.sent(piece.len() as u64));
+            bytes = rest;
+        }
+        Ok(())
+    }
+
+    async fn space(&self) -> usize {
+        loop {
+            match self.window.with(|window| window.available()) {
+                0 => self.window.changed.notified().await,
+                space => return usize::try_from(space).unwrap_or(usize::MAX),
+            }
+        }
+    }
+
+    /// Ends the input.
+    pub async fn end(&mut self) -> Result<(), SandboxError> {
+        self.request(&Request::StdinEnd).await
+    }
+
+    /// Sends a signal, to the command's whole process group if asked.
+    pub async fn signal(&mut self, number: i32, group: bool) -> Result<(), SandboxError> {
+        self.request(&Request::Signal { number, group }).await
+    }
+
+    /// Asks how it stands; the answer is a [`ChildEvent::Status`].
+    pub async fn query(&mut self) -> Result<(), SandboxError> {
+        self.request(&Request::Query).await
+    }
+
+    async fn request(&mut self, request: &Request<'_>) -> Result<(), SandboxError> {
+        Ok(self.sender.send(&encode(request)?).await?)
+    }
+}

@@ -1,0 +1,77 @@
+//! What can go wrong with a sandbox.
+
+use std::io;
+
+use crate::bundle::BundleError;
+use crate::engine::{EngineError, Exit};
+use crate::image::ImageError;
+use crate::places::PlaceError;
+
+/// Why a sandbox did not do what it was asked to.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SandboxError {
+    /// Its image.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// Its name or folders.
+    #[error(transparent)]
+    Place(#[from] PlaceError),
+    /// The virtual machine monitor.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// A snapshot on disk.
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    /// The shared memory.
+    #[error(transparent)]
+    Region(#[from] throughline::RegionError),
+    /// The host's copy of its words.
+    #[error(transparent)]
+    Sidecar(#[from] throughline::SidecarError),
+    /// The link.
+    #[error(transparent)]
+    Attach(#[from] throughline::AttachError),
+    /// A channel.
+    #[error(transparent)]
+    Channel(#[from] throughline::Error),
+    /// The guest's agent did not answer.
+    #[error("{0}; its console ends with:\n{1}")]
+    Unanswered(throughline::Unanswered, String),
+    /// The agent in the guest speaks another version.
+    #[error(
+        "the guest's agent speaks protocol {found}, and this program speaks {expected}; use the release that built the image, or build it anew"
+    )]
+    Agent {
+        /// The agent's.
+        found: u32,
+        /// This program's.
+        expected: u32,
+    },
+    /// The machine has ended.
+    #[error("the sandbox has ended: {0}")]
+    Ended(Box<Exit>),
+    /// A command did not start.
+    #[error("the command did not start: {}", .0.message)]
+    Command(throughline_wire::exec::Failure),
+    /// The guest's answer makes no sense.
+    #[error("the guest's agent answered nonsense: {0}")]
+    Nonsense(String),
+    /// A request that cannot be sent.
+    #[error(transparent)]
+    Encode(#[from] throughline_wire::EncodeError),
+    /// The system refused something.
+    #[error("cannot {doing}: {source}")]
+    Io {
+        /// What was attempted.
+        doing: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl SandboxError {
+    pub(crate) fn io(doing: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io { doing, source }
+    }
+}

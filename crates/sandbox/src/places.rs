@@ -1,0 +1,156 @@
+//! Where a sandbox's files lie while it runs, and who owns its name.
+
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+/// Longest name of a sandbox, in bytes.
+const LONGEST: usize = 63;
+
+/// Why a name or a folder could not be had.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PlaceError {
+    /// Not a name.
+    #[error(
+        "{0:?} is no name for a sandbox: use 1 to {LONGEST} lower-case letters, digits, '-', '_' or '.', beginning with a letter or digit"
+    )]
+    Name(String),
+    /// Somebody has it.
+    #[error("a sandbox named {0:?} exists already; choose another name, or remove it")]
+    Taken(String),
+    /// The system refused.
+    #[error("cannot create {}: {source}", path.display())]
+    Io {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// The folders of one sandbox. Dropping this removes them.
+#[derive(Debug)]
+pub(crate) struct Places {
+    name: String,
+    /// On tmpfs: region, sidecar, RAM.
+    memory: PathBuf,
+    /// Sockets, logs, `sandbox.json`.
+    runtime: PathBuf,
+}
+
+impl Places {
+    /// Claims a name. Of two at once, one gets it.
+    pub(crate) fn claim(name: &str) -> Result<Self, PlaceError> {
+        check_name(name)?;
+        let uid = rustix::process::getuid().as_raw();
+        let memory = private(Path::new("/dev/shm"), &format!("throughline-{uid}"))?;
+        let runtime = runtime_folder(uid)?;
+        let (memory, runtime) = (memory.join(name), runtime.join(name));
+        // The memory's folder is the claim: creating it is atomic.
+        create(&memory).map_err(|source| match source.kind() {
+            io::ErrorKind::AlreadyExists => PlaceError::Taken(name.to_owned()),
+            _ => PlaceError::Io { path: memory.clone(), source },
+        })?;
+        let this = Self { name: name.to_owned(), memory, runtime };
+        for folder in [this.current(), this.runtime.clone()] {
+            create(&folder).map_err(|source| PlaceError::Io { path: folder.clone(), source })?;
+        }
+        Ok(this)
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Region, sidecar and RAM of the running timeline.
+    pub(crate) fn current(&self) -> PathBuf {
+        self.memory.join("current")
+    }
+
+    pub(crate) fn runtime(&self) -> &Path {
+        &self.runtime
+    }
+}
+
+impl Drop for Places {
+    fn drop(&mut self) {
+        for folder in [&self.runtime, &self.memory] {
+            match fs::remove_dir_all(folder) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    tracing::warn!(folder = %folder.display(), %error, "a sandbox's folder was left behind");
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+fn check_name(name: &str) -> Result<(), PlaceError> {
+    let letter = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let good = (1..=LONGEST).contains(&name.len())
+        && name.bytes().next().is_some_and(letter)
+        && name.bytes().all(|byte| letter(byte) || b"-_.".contains(&byte));
+    if good { Ok(()) } else { Err(PlaceError::Name(name.to_owned())) }
+}
+
+/// `$XDG_RUNTIME_DIR/throughline`, else `/run/throughline` for root, else a private folder under the
+/// temporary directory.
+fn runtime_folder(uid: u32) -> Result<PathBuf, PlaceError> {
+    if let Some(folder) = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_dir()) {
+        return private(&folder, "throughline");
+    }
+    if uid == 0 && Path::new("/run").is_dir() {
+        return private(Path::new("/run"), "throughline");
+    }
+    private(&std::env::temp_dir(), &format!("throughline-{uid}"))
+}
+
+/// A folder that only its owner can use; one that somebody else made is refused.
+fn private(parent: &Path, name: &str) -> Result<PathBuf, PlaceError> {
+    use std::os::unix::fs::MetadataExt;
+    let folder = parent.join(name);
+    let failed = |source| PlaceError::Io { path: folder.clone(), source };
+    match create(&folder) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed(error)),
+        _ => {}
+    }
+    let found = fs::symlink_metadata(&folder).map_err(failed)?;
+    if !found.is_dir() || found.uid() != rustix::process::getuid().as_raw() || found.mode() & 0o077 != 0 {
+        let reason = "it exists, and is not a folder of this user that nobody else can use; remove it";
+        return Err(failed(io::Error::new(io::ErrorKind::PermissionDenied, reason)));
+    }
+    Ok(folder)
+}
+
+fn create(folder: &Path) -> io::Result<()> {
+    DirBuilder::new().mode(0o700).create(folder)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_have_rules() {
+        for good in ["a", "web-1", "0.x_y", &"a".repeat(63)] {
+            assert!(check_name(good).is_ok(), "{good}");
+        }
+        for bad in ["", "../x", ".x", "-x", "a/b", "A", "a b", "ä", &"a".repeat(64)] {
+            assert!(check_name(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_name_is_claimed_once_and_given_back() {
+        let name = format!("claim-test-{}", std::process::id());
+        let first = Places::claim(&name).unwrap();
+        assert!(matches!(Places::claim(&name), Err(PlaceError::Taken(_))));
+        assert!(first.current().is_dir(), "the second claim took nothing away");
+        let memory = first.memory.clone();
+        drop(first);
+        assert!(!memory.exists());
+        drop(Places::claim(&name).unwrap());
+    }
+}

@@ -1,0 +1,142 @@
+//! Creating a sandbox: a machine boots from an image.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use throughline::{Geometry, Link, Region, Sidecar};
+
+use super::start::{Starting, identity, region_file};
+use super::{About, Sandbox, Timings, write_record};
+use crate::SandboxError;
+use crate::engine::{BootSpec, Engine, Qemu, VmConfig};
+use crate::image::Image;
+use crate::places::Places;
+
+/// How to create a sandbox. Made by [`Sandbox::builder`].
+#[must_use = "nothing is created before `create`"]
+pub struct SandboxBuilder {
+    image: Image,
+    name: Option<String>,
+    memory_mib: u32,
+    geometry: Geometry,
+    engine: Option<Arc<dyn Engine>>,
+    kernel_arguments: Vec<String>,
+    deadline: Duration,
+}
+
+impl Sandbox {
+    /// A sandbox that boots from an image.
+    pub fn builder(image: Image) -> SandboxBuilder {
+        SandboxBuilder {
+            image,
+            name: None,
+            memory_mib: 256,
+            geometry: Geometry::default(),
+            engine: None,
+            kernel_arguments: Vec::new(),
+            deadline: SandboxBuilder::DEFAULT_DEADLINE,
+        }
+    }
+}
+
+impl SandboxBuilder {
+    /// How long a guest may take until it is ready.
+    pub const DEFAULT_DEADLINE: Duration = Duration::from_mins(1);
+
+    /// The name; a random one without this.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// Guest memory in MiB; 256 without this.
+    pub fn memory_mib(mut self, memory_mib: u32) -> Self {
+        self.memory_mib = memory_mib;
+        self
+    }
+
+    /// The channels of the connection.
+    pub fn geometry(mut self, geometry: Geometry) -> Self {
+        self.geometry = geometry;
+        self
+    }
+
+    /// The engine; QEMU without this.
+    pub fn engine(mut self, engine: Arc<dyn Engine>) -> Self {
+        self.engine = Some(engine);
+        self
+    }
+
+    /// Adds a word to the kernel's command line.
+    pub fn kernel_argument(mut self, word: impl Into<String>) -> Self {
+        self.kernel_arguments.push(word.into());
+        self
+    }
+
+    /// How long the guest may take until it is ready.
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = deadline;
+        self
+    }
+
+    /// Creates the sandbox, and returns when its guest is ready: the agent has attached and has taken
+    /// on its identity. Dropping the future ends what there is of it.
+    pub async fn create(mut self) -> Result<Sandbox, SandboxError> {
+        let started = Instant::now();
+        let name = self.name.take().map_or_else(random_name, Ok)?;
+        let places = Places::claim(&name)?;
+        let current = places.current();
+        let region = Region::create(&current.join("region"), &self.geometry)?;
+        let sidecar = Sidecar::create(&current.join("sidecar"), &region)?;
+        let engine = self.engine.take().unwrap_or_else(|| Arc::new(Qemu::new()));
+        let config = VmConfig {
+            folder: places.runtime().to_path_buf(),
+            memory_mib: self.memory_mib,
+            region: region_file(&region)?,
+        };
+        let kernel_arguments = std::mem::take(&mut self.kernel_arguments);
+        let spec = BootSpec { config, image: &self.image, kernel_arguments, ram: current.join("ram") };
+        let vm = Arc::from(engine.boot(spec).await?);
+        let machine = started.elapsed();
+        let starting = Starting { vm, places, deadline: self.deadline, started };
+        match self.greet(&starting, region, sidecar).await {
+            Ok((link, about)) => Ok(starting.ready(link, about, machine)),
+            Err(error) => Err(starting.abandon(error).await),
+        }
+    }
+
+    /// Waits for the agent, and gives it its first identity: by then the clock is right.
+    async fn greet(
+        &self,
+        starting: &Starting,
+        region: Region,
+        sidecar: Sidecar,
+    ) -> Result<(Link, About), SandboxError> {
+        let timeline = sidecar.timeline();
+        let link = starting.attach(region, sidecar)?;
+        write_record(&starting.places, &link, &*starting.vm)?;
+        starting.answer(link.agent_attached(starting.deadline)).await?;
+        let agent = link.agent_version();
+        if agent != throughline_wire::PROTOCOL {
+            return Err(SandboxError::Agent { found: agent, expected: throughline_wire::PROTOCOL });
+        }
+        link.give_identity(&identity(1, timeline)?);
+        starting.answer(link.identity_taken(starting.deadline)).await?;
+        let about = About {
+            image: self.image.id().to_owned(),
+            kernel: self.image.kernel_version().to_owned(),
+            memory_mib: self.memory_mib,
+            agent,
+            timings: Timings::default(),
+        };
+        Ok((link, about))
+    }
+}
+
+/// A name that nobody has.
+pub(super) fn random_name() -> Result<String, SandboxError> {
+    let mut bytes = [0; 5];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+        .map_err(|error| SandboxError::io("choose a name")(error.into()))?;
+    Ok(bytes.iter().fold("sb-".to_owned(), |name, byte| format!("{name}{byte:02x}")))
+}

@@ -1,0 +1,201 @@
+//! Restoring a sandbox from a bundle: a new timeline that goes on where the snapshot was taken.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use throughline::{Link, Origin, Region, Sidecar, Timeline};
+
+use super::create::random_name;
+use super::snapshot::blocking;
+use super::start::{Starting, identity, region_file};
+use super::{About, Sandbox, SandboxBuilder, Timings, write_record};
+use crate::SandboxError;
+use crate::bundle::{Bundle, BundleError, MANIFEST, RAM, REGION, SIDECAR, STATE};
+use crate::engine::{Engine, LoadSpec, Qemu, VmConfig};
+use crate::places::Places;
+
+/// How to restore a bundle. Made by [`Sandbox::restore`].
+#[must_use = "nothing is restored before `start`"]
+pub struct Restore {
+    bundle: Bundle,
+    name: Option<String>,
+    engine: Option<Arc<dyn Engine>>,
+    deadline: Duration,
+    index: u64,
+}
+
+impl Sandbox {
+    /// A sandbox that goes on where a snapshot was taken.
+    pub fn restore(bundle: Bundle) -> Restore {
+        Restore { bundle, name: None, engine: None, deadline: SandboxBuilder::DEFAULT_DEADLINE, index: 0 }
+    }
+}
+
+impl Restore {
+    /// The name; a random one without this.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// The engine; QEMU without this.
+    pub fn engine(mut self, engine: Arc<dyn Engine>) -> Self {
+        self.engine = Some(engine);
+        self
+    }
+
+    /// How long the guest may take until it is ready.
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = deadline;
+        self
+    }
+
+    /// Which child of its timeline this is, counted from zero.
+    pub fn index(mut self, index: u64) -> Self {
+        self.index = index;
+        self
+    }
+
+    /// Restores, and returns when the guest is ready: it has taken on its new identity. Channels that
+    /// were open wait to be adopted, with their unread bytes; an [`Event::Restored`] tells of it.
+    ///
+    /// The bundle is checked first, and its RAM, which is large, at the latest before the guest runs.
+    /// It is not changed, and may be deleted or moved once this has returned. Dropping the future ends
+    /// what there is of the machine.
+    ///
+    /// [`Event::Restored`]: throughline::Event::Restored
+    pub async fn start(mut self) -> Result<Sandbox, SandboxError> {
+        let started = Instant::now();
+        let engine = self.engine.take().unwrap_or_else(|| Arc::new(Qemu::new()));
+        self.bundle.check_machine(&engine.capabilities().await?.machine)?;
+        self.check_agent()?;
+        let checking = {
+            let bundle = self.bundle.clone();
+            tokio::task::spawn_blocking(move || bundle.check(RAM))
+        };
+        let name = self.name.take().map_or_else(random_name, Ok)?;
+        let places = Places::claim(&name)?;
+        let (region, sidecar) = self.copy(&places.current()).await?;
+        let manifest = self.bundle.manifest();
+        let spec = LoadSpec {
+            config: VmConfig {
+                folder: places.runtime().to_path_buf(),
+                memory_mib: manifest.memory_mib,
+                region: region_file(&region)?,
+            },
+            machine: manifest.machine.clone(),
+            ram: open_ram(&self.bundle)?,
+            state: self.bundle.file(STATE)?,
+        };
+        let vm = Arc::from(engine.load(spec).await?);
+        let machine = started.elapsed();
+        let starting = Starting { vm, places, deadline: self.deadline, started };
+        let about = About {
+            image: manifest.image.clone(),
+            kernel: manifest.kernel.clone(),
+            memory_mib: manifest.memory_mib,
+            agent: manifest.agent,
+            timings: Timings::default(),
+        };
+        let checked = checking.await.map_err(|error| SandboxError::io("check the RAM")(io::Error::other(error)));
+        let woken = match checked {
+            Ok(Ok(())) => wake(&starting, region, sidecar).await,
+            Ok(Err(damaged)) => Err(damaged.into()),
+            Err(error) => Err(error),
+        };
+        match woken {
+            Ok(link) => Ok(starting.ready(link, about, machine)),
+            Err(error) => Err(starting.abandon(error).await),
+        }
+    }
+
+    fn check_agent(&self) -> Result<(), SandboxError> {
+        let (found, expected) = (self.bundle.manifest().agent, throughline_wire::PROTOCOL);
+        if found == expected { Ok(()) } else { Err(SandboxError::Agent { found, expected }) }
+    }
+
+    /// Copies region and sidecar, and makes them a timeline of their own.
+    async fn copy(&self, current: &Path) -> Result<(Region, Sidecar), SandboxError> {
+        let (bundle, to, index) = (self.bundle.clone(), current.to_path_buf(), self.index);
+        let work = move || {
+            for file in [STATE, REGION, SIDECAR] {
+                bundle.check(file)?;
+            }
+            copy_sparse(&bundle.file(REGION)?, &to.join("region"))?;
+            copy_sparse(&bundle.file(SIDECAR)?, &to.join("sidecar"))?;
+            let region = Region::open(&to.join("region"))?;
+            let parent = u128::from_str_radix(&bundle.manifest().timeline, 16).map_err(|_| BundleError::Damaged {
+                file: MANIFEST.to_owned(),
+                reason: "its timeline is no number".to_owned(),
+            })?;
+            let timeline = Timeline { epoch: Sidecar::new_epoch()?, parent, index, origin: Origin::Restored };
+            let sidecar = Sidecar::rebind(&to.join("sidecar"), &region, timeline)?;
+            Ok::<_, SandboxError>((region, sidecar))
+        };
+        blocking(work).await
+    }
+}
+
+/// Gives the guest its identity, lets it run, and waits until it has taken it on. Only then does
+/// anything of the user's run.
+async fn wake(starting: &Starting, region: Region, sidecar: Sidecar) -> Result<Link, SandboxError> {
+    let timeline = sidecar.timeline();
+    let link = starting.attach(region, sidecar)?;
+    write_record(&starting.places, &link, &*starting.vm)?;
+    // The clock last, just before the guest runs.
+    link.give_identity(&identity(link.identity_seq() + 1, timeline)?);
+    link.lift_quiesce();
+    starting.vm.resume().await?;
+    starting.answer(link.identity_taken(starting.deadline)).await?;
+    Ok(link)
+}
+
+/// The monitor wants to be able to write, and maps it copy-on-write; where the file may not be
+/// written, reading has to do.
+fn open_ram(bundle: &Bundle) -> Result<File, SandboxError> {
+    let path = bundle.folder().join(RAM);
+    File::options()
+        .read(true)
+        .write(true)
+        .open(&path)
+        .or_else(|_| File::open(&path))
+        .map_err(SandboxError::io("open the RAM"))
+}
+
+/// Copies what is not zero.
+fn copy_sparse(from: &File, to: &Path) -> Result<(), SandboxError> {
+    use rustix::fs::{SeekFrom, seek};
+    let failed = |source: io::Error| SandboxError::io("copy the region")(source);
+    let length = from.metadata().map_err(failed)?.len();
+    let mut options = File::options();
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let copy = options.write(true).create_new(true).open(to).map_err(failed)?;
+    copy.set_len(length).map_err(failed)?;
+    let mut buffer = vec![0; 64 << 10];
+    let mut at = 0;
+    while at < length {
+        let start = match seek(from, SeekFrom::Data(at)) {
+            Ok(start) => start,
+            Err(rustix::io::Errno::NXIO) => break,
+            Err(error) => return Err(failed(error.into())),
+        };
+        let end = seek(from, SeekFrom::Hole(start)).map_err(|error| failed(error.into()))?;
+        at = start;
+        while at < end {
+            let piece = &mut buffer[..(64 << 10).min((end - at) as usize)];
+            from.read_exact_at(piece, at).map_err(failed)?;
+            // A file system may keep no holes; here they save memory.
+            for (page, bytes) in piece.chunks(4096).enumerate() {
+                if bytes.iter().any(|byte| *byte != 0) {
+                    copy.write_all_at(bytes, at + page as u64 * 4096).map_err(failed)?;
+                }
+            }
+            at += piece.len() as u64;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,84 @@
+//! What creating and restoring have in common: from a machine to a sandbox that is ready.
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use throughline::{Doorbell, Identity, Link, Region, Sidecar, Timeline, Unanswered};
+
+use super::{About, Sandbox, Timings};
+use crate::SandboxError;
+use crate::engine::{Exit, Vm};
+use crate::places::Places;
+
+/// A machine whose guest is not ready yet. Dropping it ends the machine.
+pub(super) struct Starting {
+    pub(super) vm: Arc<dyn Vm>,
+    pub(super) places: Places,
+    pub(super) deadline: Duration,
+    pub(super) started: std::time::Instant,
+}
+
+impl Starting {
+    /// Attaches the link to the machine's doorbell.
+    pub(super) fn attach(&self, region: Region, sidecar: Sidecar) -> Result<Link, SandboxError> {
+        let bell = self.vm.connect_bell().map_err(SandboxError::io("connect to the machine's doorbell"))?;
+        let doorbell = Doorbell::socket(bell).map_err(SandboxError::io("watch the machine's doorbell"))?;
+        Ok(Link::host(region, sidecar).doorbell(doorbell).attach()?)
+    }
+
+    /// Waits for an answer of the guest, for no longer than the deadline, and not once it has ended.
+    pub(super) async fn answer(
+        &self,
+        answer: impl Future<Output = Result<(), Unanswered>>,
+    ) -> Result<(), SandboxError> {
+        tokio::select! {
+            biased;
+            answered = answer => match answered {
+                Ok(()) => Ok(()),
+                Err(unanswered) => Err(SandboxError::Unanswered(unanswered, self.vm.console())),
+            },
+            exit = self.vm.exited() => Err(SandboxError::Ended(Box::new(exit))),
+        }
+    }
+
+    /// The guest is ready.
+    pub(super) fn ready(self, link: Link, mut about: About, machine: Duration) -> Sandbox {
+        about.timings = Timings { machine, ready: self.started.elapsed() };
+        Sandbox { link, vm: self.vm, places: self.places, about }
+    }
+
+    /// Ends the machine after a failure.
+    pub(super) async fn abandon(self, error: SandboxError) -> SandboxError {
+        let ended: Result<Exit, _> = self.vm.kill().await;
+        if let Err(error) = ended {
+            tracing::warn!(%error, "a machine that did not start could not be ended");
+        }
+        error
+    }
+}
+
+/// A new identity for a timeline, with the host's clock and fresh entropy.
+pub(super) fn identity(seq: u64, timeline: Timeline) -> Result<Identity, SandboxError> {
+    let mut entropy = [0; 64];
+    rustix::rand::getrandom(&mut entropy, rustix::rand::GetRandomFlags::empty())
+        .map_err(|error| SandboxError::io("gather entropy")(error.into()))?;
+    // A clock before 1970 is no clock; the guest then keeps its own.
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Ok(Identity {
+        seq,
+        epoch: timeline.epoch,
+        parent: timeline.parent,
+        index: timeline.index,
+        clock_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
+        flags: Identity::RENEW_NAMES,
+        entropy,
+    })
+}
+
+/// The region's file, for the monitor to map.
+pub(super) fn region_file(region: &Region) -> Result<File, SandboxError> {
+    let fd = region.as_fd().ok_or_else(|| io::Error::other("it is not a file"));
+    fd.and_then(|fd| fd.try_clone_to_owned()).map(File::from).map_err(SandboxError::io("open the region"))
+}
