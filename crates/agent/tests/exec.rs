@@ -134,7 +134,8 @@ fn a_reader_that_is_slow_loses_nothing() {
     simply(async |executor| {
         let script = "i=0; while [ $i -lt 60000 ]; do echo line $i; i=$((i+1)); done";
         let outcome = Command::start(&executor, shell(script)).await.finish().await;
-        let expected: String = (0..60_000).map(|line| format!("line {line}\n")).collect();
+        let lines: Vec<String> = (0..60_000).map(|line| format!("line {line}")).collect();
+        let expected = lines.join("\n") + "\n";
         assert!(outcome.text() == expected, "{} bytes instead of {}", outcome.stdout.len(), expected.len());
     });
 }
@@ -237,12 +238,13 @@ fn commands_start_with_default_signals_in_a_session_of_their_own() {
 fn whoever_breaks_the_rules_is_told_and_the_command_is_killed() {
     simply(async |executor| {
         let sleeper = || Start { stdin: true, ..argv(&["sleep", "1000"]) };
+        let too_long = vec![0; MAX_DATA + 1];
         let overfull = vec![Request::Stdin(&[0; MAX_DATA]); 20];
         let cases: [(&[Request], &str); 5] = [
             (&[Request::Start(sleeper())], "second Start"),
             (&[Request::Signal { number: 65, group: false }], "no signal 65"),
             (&[Request::StdinEnd, Request::Stdin(b"x")], "after its end"),
-            (&[Request::Stdin(&[0; MAX_DATA + 1])], "at most"),
+            (&[Request::Stdin(&too_long)], "at most"),
             (&overfull, "unacknowledged"),
         ];
         for (requests, words) in cases {

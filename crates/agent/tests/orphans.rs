@@ -1,6 +1,7 @@
 //! The agent as process 1 sees it: every orphan becomes its child. Alone in its file, because it waits for
 //! any child of the process.
 
+#[expect(dead_code, reason = "the other tests use the rest")]
 mod common;
 
 use std::path::Path;

@@ -48,14 +48,6 @@ pub enum BootError {
     /// The region.
     #[error("cannot use the region: {0}")]
     Region(#[from] RegionError),
-    /// The region is shorter or longer than the host said.
-    #[error("the region's header describes {header} bytes, the kernel command line {cmdline}")]
-    Length {
-        /// By the header.
-        header: u64,
-        /// By the command line.
-        cmdline: u64,
-    },
     /// The link.
     #[error("cannot attach to the region: {0}")]
     Attach(#[from] AttachError),
@@ -85,10 +77,6 @@ pub fn run() -> Result<(), BootError> {
     let cmdline = Cmdline::parse(&cmdline)?;
     let bell = device::find(Path::new("/sys/class/virtio-ports"), Path::new("/dev"))?;
     let region = Region::open_physical(cmdline.address, cmdline.length)?;
-    let header = region.layout().region_words() as u64 * 8;
-    if header > cmdline.length {
-        return Err(BootError::Length { header, cmdline: cmdline.length });
-    }
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(system("start the runtime"))?;
     let switches = Switches { skip_repair: cmdline.skip_repair, no_quiesce: cmdline.no_quiesce };

@@ -1,5 +1,4 @@
 //! A host without a link: the same messages over bounded queues.
-#![expect(dead_code, reason = "each test binary uses a part of it")]
 
 use std::future::Future;
 use std::io;
