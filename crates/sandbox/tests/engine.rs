@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::time::Instant;
 
 use support::{COUNTING, Guest, folder, qemu, watched};
-use throughline_sandbox::engine::{Capture, Engine, EngineError, ExitReason, RamRecord, save_and_stop};
+use throughline_sandbox::engine::{Capture, Engine, EngineError, ExitReason, RamRecord, VmRecord, save_and_stop};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn vm_boots_and_sees_region_and_doorbell() {
@@ -157,7 +157,7 @@ async fn vm_is_taken_over_by_its_record() {
 }
 
 async fn reattach(
-    record: &throughline_sandbox::engine::VmRecord,
+    record: &VmRecord,
     old: Box<dyn throughline_sandbox::engine::Vm>,
 ) -> Box<dyn throughline_sandbox::engine::Vm> {
     drop(old);
@@ -191,4 +191,44 @@ async fn vm_console_stays_small_whatever_the_guest_prints() {
     let size = |name: &str| std::fs::metadata(guest.folder.path().join(name)).map_or(0, |data| data.len());
     assert!(size("console.log") + size("console.old") < 1 << 20);
     assert!(size("console.old") > 0, "400 KB were printed");
+}
+
+/// The inner half boots and waits to be killed; the outer one takes its machine over.
+#[tokio::test(flavor = "multi_thread")]
+async fn vm_outlives_its_host_process() {
+    const FOLDER: &str = "THROUGHLINE_TEST_HOST";
+    if let Some(record) = std::env::var_os(FOLDER) {
+        let guest = Guest::boot(&qemu(), COUNTING).await;
+        guest.bell().count().await;
+        std::fs::write(record, serde_json::to_vec(guest.vm.record()).unwrap()).unwrap();
+        println!("\nready");
+        return std::future::pending().await;
+    }
+    let folder = folder();
+    let path = folder.path().join("record");
+    let mut host = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "vm_outlives_its_host_process", "--nocapture"])
+        .env(FOLDER, &path)
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let output = host.stdout.take().unwrap();
+    let ready = tokio::task::spawn_blocking(|| {
+        use std::io::BufRead;
+        std::io::BufReader::new(output).lines().any(|line| line.unwrap() == "ready")
+    });
+    let ready = watched("the host process", ready).await.unwrap();
+    host.kill().unwrap();
+    host.wait().unwrap();
+    assert!(ready, "the inner test failed");
+    let record: VmRecord = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let vm = watched("the take-over", qemu().reattach(&record)).await.unwrap();
+    let guest = Guest::adopt(vm);
+    assert!(guest.vm.running().await.unwrap());
+    let mut bell = guest.bell();
+    let count = bell.count().await;
+    assert!(bell.count().await > count);
+    let exit = watched("the end", guest.vm.kill()).await.unwrap();
+    assert_eq!(exit.reason, ExitReason::Unknown, "the new owner is not its parent");
+    std::fs::remove_dir_all(record.folder).unwrap();
 }

@@ -94,6 +94,11 @@ impl Guest {
         Self { vm, folder, loading, _end: end }
     }
 
+    /// A machine that another process has started, in a folder of its own.
+    pub fn adopt(vm: Box<dyn Vm>) -> Self {
+        Self::new(vm, folder(), Instant::now())
+    }
+
     /// Boots a guest that runs `script`.
     pub async fn boot(engine: &dyn Engine, script: &str) -> Self {
         let folder = folder();
