@@ -155,12 +155,12 @@ fn a_death_between_any_two_stores_of_the_opening_host_loses_nothing() {
 
 #[test]
 fn a_death_between_any_two_stores_of_the_accepting_guest_loses_nothing() {
-    assert!(everywhere(0, Side::Guest) > 400);
+    assert!(everywhere(0, Side::Guest) > 250);
 }
 
 #[test]
 fn a_death_between_any_two_stores_of_the_opening_guest_loses_nothing() {
-    assert!(everywhere(1, Side::Guest) > 400);
+    assert!(everywhere(1, Side::Guest) > 250);
 }
 
 #[test]

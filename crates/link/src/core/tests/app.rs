@@ -132,7 +132,11 @@ impl App {
                 Step::Worked
             }
             (Phase::Closed, _) => {
-                if core.serve() > 0 { Step::Worked } else { Step::Waits }
+                if core.serve() > 0 {
+                    Step::Worked
+                } else {
+                    Step::Waits
+                }
             }
         }
     }
@@ -157,8 +161,11 @@ impl App {
                 Poll::Pending => served(core),
             };
         }
-        if self.write(core, this, info) {
-            return Step::Worked;
+        match self.write(core, this, info) {
+            Some(Poll::Ready(())) => return Step::Worked,
+            // A guest writes once it is answered. Some give up before.
+            Some(Poll::Pending) if !early => return served(core),
+            _ => {}
         }
         match plan {
             Plan::Abandoned => return close(core, this, Reason::Reset),
@@ -168,7 +175,11 @@ impl App {
             }
             Plan::Reset => {
                 let end = core.poll_read(this, Take::Peek, Some(&mut context()), &mut [0; 1]);
-                return if end == Poll::Ready(Err(Error::Reset)) { close(core, this, Reason::Normal) } else { served(core) };
+                return if end == Poll::Ready(Err(Error::Reset)) {
+                    close(core, this, Reason::Normal)
+                } else {
+                    served(core)
+                };
             }
             _ => {}
         }
@@ -183,17 +194,17 @@ impl App {
         self.read(core, this, plan, info)
     }
 
-    /// Writes the next piece; whether there was one.
-    fn write(&self, core: &TestCore, this: Use, info: &ChannelInfo) -> bool {
+    /// Writes the next piece, if there is one.
+    fn write(&self, core: &TestCore, this: Use, info: &ChannelInfo) -> Option<Poll<()>> {
         let (at, generation) = (info.sent - info.sent_from, this.generation.number());
         let late = matches!(PLANS[generation as usize - 1], Plan::Hasty) && !self.opens;
-        // The guest writes once it is answered; to who has closed, nobody does.
         let result = match info.kind {
-            _ if late => return false,
+            // To who has closed, nobody writes.
+            _ if late => return None,
             Kind::Message => {
                 let index = message_at(at);
                 if index == LENGTHS.len() {
-                    return false;
+                    return None;
                 }
                 let payload = message(self.side, generation, index);
                 // Every other message is fed and flushed.
@@ -209,21 +220,15 @@ impl App {
                     *sum += *piece as u64;
                     Some(*sum)
                 });
-                let Some(end) = ends.find(|end| *end > at) else { return false };
+                let end = ends.find(|end| *end > at)?;
                 let bytes: Vec<u8> = (at..end).map(|at| byte(self.side, generation, at)).collect();
                 core.poll_write(this, Publish::Now, Some(&mut context()), &bytes).map_ok(|_| ())
             }
         };
-        match result {
-            Poll::Ready(done) => {
-                if PLANS[generation as usize - 1] == Plan::Reset && done == Err(Error::Reset) {
-                    return false;
-                }
-                assert_eq!(done, Ok(()));
-                true
-            }
-            Poll::Pending => false,
+        if PLANS[generation as usize - 1] == Plan::Reset && result == Poll::Ready(Err(Error::Reset)) {
+            return None;
         }
+        Some(result.map(|done| assert_eq!(done, Ok(()), "writing at {at} of use {generation}: {info:?}")))
     }
 
     fn read(&mut self, core: &TestCore, this: Use, plan: Plan, info: &ChannelInfo) -> Step {
@@ -298,13 +303,7 @@ fn open(core: &TestCore, plan: Plan) -> Step {
         _ => Kind::Message,
     };
     let port = if plan == Plan::Refused { PORT + 1 } else { PORT };
-    let options = OpenOptions {
-        port,
-        kind,
-        ring_bytes: RING,
-        label: [b'x'; LABEL_BYTES],
-        policy: Policy::default(),
-    };
+    let options = OpenOptions { port, kind, ring_bytes: RING, label: [b'x'; LABEL_BYTES], policy: Policy::default() };
     match core.try_open(&options) {
         Ok(_) => Step::Worked,
         Err(error) => {

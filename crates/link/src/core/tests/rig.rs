@@ -46,7 +46,13 @@ impl Fuse {
 
 /// Runs an operation; `None` if the process died in it.
 pub(super) fn survives<T>(operation: impl FnOnce() -> T) -> Option<T> {
-    catch_unwind(AssertUnwindSafe(operation)).map_err(|cause| if !cause.is::<Died>() { resume_unwind(cause) }).ok()
+    catch_unwind(AssertUnwindSafe(operation))
+        .map_err(|cause| {
+            if !cause.is::<Died>() {
+                resume_unwind(cause)
+            }
+        })
+        .ok()
 }
 
 /// Words that a side reaches through its fuse.
@@ -131,11 +137,8 @@ impl World {
 
     /// Attaches a side through a fuse.
     pub(super) fn attach(&self, side: Side, fuse: &Arc<Fuse>) -> TestCore {
-        let fused = |memory: &Arc<HeapWords>| Fused {
-            memory: memory.clone(),
-            fuse: fuse.clone(),
-            room: self.room.clone(),
-        };
+        let fused =
+            |memory: &Arc<HeapWords>| Fused { memory: memory.clone(), fuse: fuse.clone(), room: self.room.clone() };
         let options = AttachOptions {
             side,
             timeline: 1,
