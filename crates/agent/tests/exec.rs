@@ -1,5 +1,6 @@
 //! Commands with real processes.
 
+#[expect(dead_code, reason = "the other tests use the rest")]
 mod common;
 
 use std::path::Path;
@@ -146,8 +147,7 @@ fn what_cannot_start_says_why() {
     let plain = folder.path().join("plain");
     std::fs::write(&plain, "text").unwrap();
     let script = folder.path().join("script");
-    std::fs::write(&script, "#!/nonexistent/interpreter\n").unwrap();
-    std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    common::write_program(&script, "#!/nonexistent/interpreter\n");
     let in_folder = |cwd: &str| Start { cwd: Some(ByteBuf::from(cwd)), ..argv(&["true"]) };
     let as_user = |user: &str| Start { user: Some(user.into()), ..argv(&["true"]) };
     let cases = [

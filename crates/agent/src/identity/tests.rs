@@ -1,8 +1,8 @@
 //! The parts of an identity that may be tried on any machine: not its clock, pool and name.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use throughline::Identity;
@@ -15,10 +15,13 @@ fn identity() -> Identity {
     Identity { seq: 1, epoch: 0xe, parent: 0xf, index: 7, clock_ns: 0, flags: 0, entropy: [0; 64] }
 }
 
+/// Installs a hook. A child writes it: a descriptor of ours could be inherited by a process that another test
+/// forks just then, and the file would be busy.
 fn hook(folder: &Path, name: &str, script: &str) {
+    let write = "printf '%s\n' '#!/bin/sh' \"$1\" >\"$0\" && chmod 755 \"$0\"";
     let path = folder.join(name);
-    fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    let status = Command::new("sh").args(["-c", write]).arg(path).arg(script).status().unwrap();
+    assert!(status.success());
 }
 
 async fn run(folder: &Path, limit: Duration) -> (Result<(), HookError>, usize) {
@@ -67,7 +70,15 @@ async fn a_hook_that_fails_ends_it() {
     let error = run(folder.path(), LONG).await.0.unwrap_err();
     assert!(matches!(error, HookError::Failed { code: 3, .. }), "{error}");
     assert!(!trace.exists());
-    fs::write(folder.path().join("1"), "#!/nonexistent\n").unwrap();
+    fs::remove_file(folder.path().join("1")).unwrap();
+    std::os::unix::fs::symlink("/dev/null", folder.path().join("1")).unwrap();
+    let _ = run(folder.path(), LONG).await.0;
+    assert!(trace.exists(), "a device is no hook");
+    fs::remove_file(folder.path().join("1")).unwrap();
+    hook(folder.path(), "0", "");
+    let broken = "printf '#!/nonexistent' >\"$0\"";
+    let path = folder.path().join("0");
+    assert!(Command::new("sh").args(["-c", broken]).arg(path).status().unwrap().success());
     let error = run(folder.path(), LONG).await.0.unwrap_err();
     assert!(matches!(error, HookError::Start { .. }), "{error}");
 }

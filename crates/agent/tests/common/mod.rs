@@ -1,5 +1,7 @@
 //! A host without a link: the same messages over bounded queues.
 
+pub mod rig;
+
 use std::future::Future;
 use std::io;
 use std::path::Path;
@@ -205,4 +207,12 @@ pub fn cgroup_mount() -> std::path::PathBuf {
     let mounts = std::fs::read_to_string("/proc/mounts").unwrap();
     let found = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>()).find(|fields| fields[2] == "cgroup2");
     found.expect("no cgroup v2 file system is mounted; these tests need one, and root")[1].into()
+}
+
+/// Writes an executable file. A child does it: a descriptor of ours that is open for writing could be inherited by
+/// a process that another test forks just then, and the file would be busy.
+pub fn write_program(path: &Path, text: &str) {
+    let script = "printf %s \"$1\" >\"$0\" && chmod 755 \"$0\"";
+    let status = std::process::Command::new("sh").args(["-c", script]).arg(path).arg(text).status().unwrap();
+    assert!(status.success());
 }

@@ -1,0 +1,173 @@
+//! Identity, quiet and power: what the agent does when the host asks for it.
+
+#[expect(dead_code, reason = "the other tests use the rest")]
+mod common;
+
+use std::time::Duration;
+
+use common::rig::{exists, identity, rig, until};
+use common::{WATCHDOG, argv, shell};
+use throughline_agent::control::Switches;
+use throughline_wire::exec::Exit;
+use throughline_wire::{PROTOCOL, decode, encode, info, port, power};
+
+/// Long enough for something that must not happen to happen, if it can; a slow machine only makes a test weaker.
+const WRONG: Duration = Duration::from_millis(50);
+
+#[test]
+fn nothing_is_served_before_the_first_identity() {
+    rig("first-identity", Switches::default(), async |rig| {
+        let trace = rig.file("trace");
+        rig.hook(&format!("test ! -e {0} && echo $THROUGHLINE_EPOCH >{0}.hook", trace.display()));
+        let mut command = rig.start(shell(&format!("echo ran >{}", trace.display()))).await;
+        assert!(tokio::time::timeout(WRONG, command.recv()).await.is_err(), "served without an identity");
+        assert!(!trace.exists());
+        rig.identify(1).await;
+        while command.recv().await.unwrap().is_some() {}
+        assert!(trace.exists());
+        let epoch = format!("{:032x}\n", identity(1).epoch);
+        assert_eq!(std::fs::read_to_string(rig.file("trace.hook")).unwrap(), epoch);
+        assert_eq!(std::fs::read_to_string(rig.file("run/epoch")).unwrap(), epoch);
+        assert_eq!(rig.host.agent_version(), PROTOCOL);
+    });
+}
+
+#[test]
+fn a_quiesced_guest_is_frozen_and_serves_nothing_until_it_is_lifted() {
+    rig("quiesce", Switches::default(), async |rig| {
+        rig.identify(1).await;
+        let (count, late) = (rig.file("count"), rig.file("late"));
+        let busy = rig.start(shell(&format!("while :; do echo more; echo x >>{}; done", count.display()))).await;
+        exists(&count).await;
+        rig.host.quiesce(WATCHDOG).await.unwrap();
+        assert!(rig.is_frozen());
+        let before = std::fs::read(&count).unwrap().len();
+        let mut command = rig.start(shell(&format!("echo >{}", late.display()))).await;
+        assert!(tokio::time::timeout(WRONG, command.recv()).await.is_err(), "served while quiesced");
+        assert_eq!(std::fs::read(&count).unwrap().len(), before, "the user's processes run on");
+        assert!(!late.exists());
+        rig.host.lift_quiesce();
+        while command.recv().await.unwrap().is_some() {}
+        assert!(late.exists() && !rig.is_frozen());
+        until(|| std::fs::read(&count).unwrap().len() > before).await;
+        drop(busy);
+    });
+}
+
+#[test]
+fn after_a_restore_the_identity_comes_before_everything_else() {
+    rig("restore", Switches::default(), async |rig| {
+        rig.identify(1).await;
+        let (late, trace) = (rig.file("late"), rig.file("trace"));
+        rig.host.quiesce(WATCHDOG).await.unwrap();
+        // The hook sees whether anything of the user's ran before it.
+        rig.hook(&format!("test -e {} || echo $THROUGHLINE_EPOCH >>{}", late.display(), trace.display()));
+        let mut command = rig.start(shell(&format!("echo >{}", late.display()))).await;
+        // Lifted first: the order of the host's words must not matter.
+        rig.host.lift_quiesce();
+        rig.identify(2).await;
+        while command.recv().await.unwrap().is_some() {}
+        assert_eq!(std::fs::read_to_string(&trace).unwrap(), format!("{:032x}\n", identity(2).epoch));
+    });
+}
+
+#[test]
+fn an_identity_that_comes_while_the_guest_is_held_does_not_wake_it() {
+    rig("held", Switches::default(), async |rig| {
+        rig.identify(1).await;
+        rig.host.quiesce(WATCHDOG).await.unwrap();
+        rig.identify(2).await;
+        assert!(rig.is_frozen());
+        let mut command = rig.start(argv(&["true"])).await;
+        assert!(tokio::time::timeout(WRONG, command.recv()).await.is_err(), "served while held");
+        rig.host.lift_quiesce();
+        assert!(command.recv().await.unwrap().is_some());
+    });
+}
+
+#[test]
+fn a_running_guest_is_stopped_for_a_new_identity() {
+    rig("running", Switches::default(), async |rig| {
+        rig.identify(1).await;
+        let (count, trace) = (rig.file("count"), rig.file("trace"));
+        let busy = rig.start(shell(&format!("while :; do echo x >>{}; done", count.display()))).await;
+        exists(&count).await;
+        let size = format!("wc -c <{}", count.display());
+        rig.hook(&format!("a=$({size}); sleep 0.02; b=$({size}); echo $((b-a)) >{}", trace.display()));
+        rig.identify(2).await;
+        assert_eq!(std::fs::read_to_string(&trace).unwrap(), "0\n", "the user's processes ran during the repair");
+        until(|| !rig.is_frozen()).await;
+        drop(busy);
+    });
+}
+
+#[test]
+fn a_guest_whose_repair_failed_stays_closed_until_the_next_identity() {
+    rig("failed-repair", Switches::default(), async |rig| {
+        rig.identify(1).await;
+        rig.hook("exit 1");
+        rig.host.give_identity(&identity(2));
+        rig.host.identity_taken(WRONG).await.unwrap_err();
+        let mut command = rig.start(argv(&["true"])).await;
+        assert!(tokio::time::timeout(WRONG, command.recv()).await.is_err(), "served with a stale identity");
+        assert!(rig.is_frozen());
+        rig.hook("exit 0");
+        rig.identify(3).await;
+        assert!(command.recv().await.unwrap().is_some());
+    });
+}
+
+#[test]
+fn the_test_switches_do_what_they_say() {
+    let lazy = Switches { skip_repair: true, no_quiesce: true };
+    rig("switches", lazy, async |rig| {
+        rig.hook("exit 1");
+        rig.identify(1).await;
+        assert!(!rig.file("run/epoch").exists());
+        rig.host.quiesce(WRONG).await.unwrap_err();
+        let (output, exit) = rig.run(argv(&["echo", "still here"])).await;
+        assert_eq!((&output[..], exit), (&b"still here\n"[..], Some(Exit::Code(0))));
+        rig.identify(2).await;
+    });
+}
+
+#[test]
+fn info_tells_the_identity() {
+    rig("info", Switches::default(), async |rig| {
+        rig.identify(1).await;
+        std::fs::write(rig.file("etc/machine-id"), "abc\n").unwrap();
+        let mut channel = rig.host.connect_messages(port::INFO).await.unwrap();
+        let mut seen = Vec::new();
+        for _ in 0..2 {
+            channel.send(&encode(&info::Request).unwrap()).await.unwrap();
+            seen.push(decode::<info::Info>(&channel.recv().await.unwrap().unwrap()).unwrap());
+        }
+        assert_eq!((seen[0].identity_seq, seen[0].epoch), (1, identity(1).epoch));
+        assert_eq!((seen[0].machine_id.as_str(), seen[0].protocol), ("abc", PROTOCOL));
+        assert_ne!(seen[0].random, seen[1].random);
+        assert!(seen[0].monotonic_ns <= seen[1].monotonic_ns && !seen[0].hostname.is_empty());
+    });
+}
+
+#[test]
+fn power_off_ends_all_commands_first() {
+    rig("power", Switches::default(), async |rig| {
+        rig.identify(1).await;
+        let (ready, polite) = (rig.file("ready"), rig.file("polite"));
+        let obeys = format!(
+            "trap 'echo >{}; exit 0' TERM; echo >{}; while :; do sleep 0.01; done",
+            polite.display(),
+            ready.display()
+        );
+        let obeying = rig.start(shell(&obeys)).await;
+        let stubborn = rig.start(shell("trap '' TERM; while :; do sleep 1000; done")).await;
+        exists(&ready).await;
+        let mut channel = rig.host.connect_messages(port::POWER).await.unwrap();
+        channel.send(&encode(&power::Request::Off { grace_ms: 300 }).unwrap()).await.unwrap();
+        let reply = channel.recv().await.unwrap().unwrap();
+        assert_eq!(decode::<power::Reply>(&reply).unwrap(), power::Reply::PoweringOff);
+        assert!(polite.exists());
+        until(|| rig.agent.is_finished()).await;
+        drop((obeying, stubborn));
+    });
+}
