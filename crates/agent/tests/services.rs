@@ -96,7 +96,7 @@ fn echoes_of_all_kinds() {
             writer.write_all(&sent).await.unwrap();
             writer.shutdown().await.unwrap();
         };
-        let (_, read) = tokio::join!(writing, reader.read_to_end(&mut back));
+        let ((), read) = tokio::join!(writing, reader.read_to_end(&mut back));
         read.unwrap();
         assert!(back == sent, "{} bytes came back", back.len());
     });
