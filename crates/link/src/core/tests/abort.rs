@@ -1,6 +1,8 @@
 //! A process dies between any two stores; its successor goes on, and every byte is accounted for.
 
 use throughline_ring::{RecordWord, Side};
+use throughline_shmem::Words;
+use throughline_shmem::sync::Ordering::SeqCst;
 
 use super::app::{App, Step};
 use super::rig::{Fuse, RING, TestCore, World, survives};
@@ -19,7 +21,6 @@ enum Anew {
 }
 
 fn begin(world: &World, slot: usize) {
-    use throughline_shmem::{Words, sync::Ordering::SeqCst};
     for side in [Side::Host, Side::Guest] {
         for word in [RecordWord::Produced, RecordWord::Freed, RecordWord::Taken] {
             let at = world.layout.record(side, slot) + word as usize;
@@ -57,7 +58,7 @@ struct Run<'a> {
 impl<'a> Run<'a> {
     fn new(world: &'a World, slot: usize, victim: Side) -> Self {
         begin(world, slot);
-        let apps = [App::new(Side::Host, slot), App::new(Side::Guest, slot)];
+        let apps = App::both(slot);
         Self { world, slot, victim, cores: [None, None], apps }
     }
 
@@ -83,6 +84,9 @@ impl<'a> Run<'a> {
         for side in [Side::Host, Side::Guest] {
             if self.cores[side as usize].is_none() {
                 self.attach(side, &living);
+                self.assert_freed(side);
+                let core = self.cores[side as usize].as_ref().unwrap();
+                self.apps[side as usize].begin_anew(core);
             }
         }
         // What the dead one's peer sent was scrubbed up to where it was freed; what the dead one staged
@@ -90,9 +94,17 @@ impl<'a> Run<'a> {
         assert_scrubbed(self.world, self.slot, self.victim.peer());
     }
 
-    fn to_the_end(&mut self, anew: Anew) {
+    /// What was taken is free again, as far as it fills words.
+    fn assert_freed(&self, side: Side) {
+        let at = |word| self.world.layout.record(side, self.slot) + word as usize;
+        let kept = if side == Side::Host { &self.world.sidecar } else { &self.world.region };
+        let taken = kept.load(at(RecordWord::Taken), SeqCst);
+        assert_eq!(self.world.word(at(RecordWord::Freed)), taken / 8 * 8);
+    }
+
+    fn to_the_end(&mut self, first: Side, anew: Anew) {
         for _ in 0..MOST_STEPS {
-            let steps = [Side::Host, Side::Guest].map(|side| self.step(side));
+            let steps = [first, first.peer()].map(|side| self.step(side));
             if steps.contains(&None) {
                 self.revive(anew);
             } else if steps == [Some(Step::Done); 2] {
@@ -120,7 +132,7 @@ impl<'a> Run<'a> {
 
 /// Runs all plans, the victim dying before store number `k` (counted with the attach); returns the
 /// stores it made before.
-fn run(slot: usize, victim: Side, anew: Anew, k: u64) -> u64 {
+fn run(slot: usize, victim: Side, first: Side, anew: Anew, k: u64) -> u64 {
     let world = World::new();
     let mut run = Run::new(&world, slot, victim);
     let fuse = Fuse::new(k);
@@ -129,23 +141,30 @@ fn run(slot: usize, victim: Side, anew: Anew, k: u64) -> u64 {
     if run.cores[victim as usize].is_none() {
         run.revive(anew);
     }
-    run.to_the_end(anew);
+    run.to_the_end(first, anew);
     fuse.made()
 }
 
-/// Every place between two stores, of a side's whole life.
+/// Every place between two stores, of a side's whole life. Who moves first decides who is found
+/// half-way by whom.
 fn everywhere(slot: usize, victim: Side) -> u64 {
-    let stores = run(slot, victim, Anew::Victim, u64::MAX);
-    for k in 0..stores {
-        for anew in [Anew::Victim, Anew::Both] {
-            let outcome = std::panic::catch_unwind(|| run(slot, victim, anew, k));
-            if let Err(cause) = outcome {
-                eprintln!("slot {slot}, {victim:?} dead after {k} of {stores} stores, {anew:?} anew");
-                std::panic::resume_unwind(cause);
+    let mut most = 0;
+    for first in [Side::Host, Side::Guest] {
+        let stores = run(slot, victim, first, Anew::Victim, u64::MAX);
+        for k in 0..stores {
+            for anew in [Anew::Victim, Anew::Both] {
+                let outcome = std::panic::catch_unwind(|| run(slot, victim, first, anew, k));
+                if let Err(cause) = outcome {
+                    eprintln!(
+                        "slot {slot}, {victim:?} dead after {k} of {stores} stores, {anew:?} anew, {first:?} first"
+                    );
+                    std::panic::resume_unwind(cause);
+                }
             }
         }
+        most = most.max(stores);
     }
-    stores
+    most
 }
 
 #[test]

@@ -1,6 +1,9 @@
 //! An application that knows nothing but what its link tells it: whoever starts it anew, at any
 //! moment, it goes on where the bytes say. Its data are a function of their position.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use throughline_ring::{Kind, Phase, Reason, Side};
@@ -47,8 +50,24 @@ fn stream_goal() -> u64 {
     PIECES.iter().sum::<usize>() as u64
 }
 
-fn byte(side: Side, generation: u32, at: u64) -> u8 {
-    (at as u8).wrapping_mul(31) ^ (generation as u8).wrapping_mul(77) ^ (side as u8 + 1)
+/// What both applications' data depend on, besides the position: who is started anew sends other bytes
+/// from where its predecessor was cut off, so that nothing of an unpublished attempt passes for it.
+#[derive(Debug, Default)]
+pub(super) struct Salt(HashMap<(Side, u32), u64>);
+
+impl Salt {
+    fn byte(&self, side: Side, generation: u32, at: u64) -> u8 {
+        let anew = self.0.get(&(side, generation)).is_some_and(|from| at >= *from);
+        (at as u8).wrapping_mul(31)
+            ^ (generation as u8).wrapping_mul(77)
+            ^ (side as u8 + 1)
+            ^ if anew { 0xa5 } else { 0 }
+    }
+
+    fn message(&self, side: Side, generation: u32, index: usize) -> Vec<u8> {
+        let at: u64 = LENGTHS[..index].iter().map(|len| span(*len)).sum();
+        (0..LENGTHS[index] as u64).map(|byte| self.byte(side, generation, at + byte / 64)).collect()
+    }
 }
 
 fn span(len: usize) -> u64 {
@@ -66,10 +85,6 @@ fn message_at(at: u64) -> usize {
     }
     assert_eq!(sum, at, "a position inside of a message");
     LENGTHS.len()
-}
-
-fn message(side: Side, generation: u32, index: usize) -> Vec<u8> {
-    (0..LENGTHS[index]).map(|at| byte(side, generation, (index * 64 + at) as u64)).collect()
 }
 
 /// How a step went.
@@ -91,12 +106,24 @@ pub(super) struct App {
     /// Where the next read may begin at the latest: beyond `delivered` only for a reader that died
     /// while bytes were being handed over to it.
     reading: u64,
+    salt: Rc<RefCell<Salt>>,
 }
 
 impl App {
-    pub(super) fn new(side: Side, slot: usize) -> Self {
-        let opens = (side == Side::Host) == (slot == 0);
-        Self { side, slot, opens, delivered: (0, 0), reading: 0 }
+    /// Both sides'.
+    pub(super) fn both(slot: usize) -> [Self; 2] {
+        let salt = Rc::new(RefCell::new(Salt::default()));
+        [Side::Host, Side::Guest].map(|side| {
+            let opens = (side == Side::Host) == (slot == 0);
+            Self { side, slot, opens, delivered: (0, 0), reading: 0, salt: salt.clone() }
+        })
+    }
+
+    /// Its process is a new one.
+    pub(super) fn begin_anew(&self, core: &TestCore) {
+        if let Some(info) = core.channel(self.slot) {
+            self.salt.borrow_mut().0.insert((self.side, info.id.generation), info.sent - info.sent_from);
+        }
     }
 
     fn in_use(&self, core: &TestCore) -> (Use, Phase, bool) {
@@ -206,12 +233,14 @@ impl App {
                 if index == LENGTHS.len() {
                     return None;
                 }
-                let payload = message(self.side, generation, index);
-                // Every other message is fed and flushed.
-                let publish = if index % 2 == 0 { Publish::Now } else { Publish::Batch };
+                let payload = self.salt.borrow().message(self.side, generation, index);
+                // Every other message is fed and flushed; the last one is published by the end.
+                let publish = if index % 2 == 0 && index + 1 < LENGTHS.len() { Publish::Now } else { Publish::Batch };
                 let sent = core.poll_send(this, publish, Some(&mut context()), &payload);
-                if sent.is_ready() {
+                if sent.is_ready() && index + 1 < LENGTHS.len() {
                     let _ = core.poll_flush(this, &mut context());
+                } else if sent == Poll::Ready(Ok(())) {
+                    let _ = core.poll_shutdown(this, &mut context());
                 }
                 sent
             }
@@ -221,7 +250,7 @@ impl App {
                     Some(*sum)
                 });
                 let end = ends.find(|end| *end > at)?;
-                let bytes: Vec<u8> = (at..end).map(|at| byte(self.side, generation, at)).collect();
+                let bytes: Vec<u8> = (at..end).map(|at| self.salt.borrow().byte(self.side, generation, at)).collect();
                 core.poll_write(this, Publish::Now, Some(&mut context()), &bytes).map_ok(|_| ())
             }
         };
@@ -251,7 +280,7 @@ impl App {
                 let Poll::Ready(got) = got else { return served(core) };
                 if got.unwrap() {
                     let index = message_at(at);
-                    assert_eq!(out, message(peer, generation, index), "message {index}");
+                    assert_eq!(out, self.salt.borrow().message(peer, generation, index), "message {index}");
                     span(out.len())
                 } else {
                     0
@@ -263,7 +292,12 @@ impl App {
                 let Poll::Ready(got) = got else { return served(core) };
                 let got = got.unwrap();
                 for (index, found) in out[..got].iter().enumerate() {
-                    assert_eq!(*found, byte(peer, generation, at + index as u64), "byte {}", at + index as u64);
+                    assert_eq!(
+                        *found,
+                        self.salt.borrow().byte(peer, generation, at + index as u64),
+                        "byte {}",
+                        at + index as u64
+                    );
                 }
                 got as u64
             }

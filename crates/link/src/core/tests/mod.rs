@@ -2,4 +2,6 @@
 
 mod abort;
 mod app;
+mod hostile;
+mod pairs;
 mod rig;

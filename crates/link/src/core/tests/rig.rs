@@ -1,5 +1,6 @@
 //! Memory that fails on request, and two cores over it.
 
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -55,11 +56,52 @@ pub(super) fn survives<T>(operation: impl FnOnce() -> T) -> Option<T> {
         .ok()
 }
 
+/// Watches what a host loads from the region during one operation.
+#[derive(Debug)]
+pub(super) struct Inspector {
+    /// Loads of each word.
+    loads: Vec<AtomicU64>,
+    /// Words that a host has for itself: its pages, and the rings that it writes.
+    own: Vec<Range<usize>>,
+    /// Words whose second look is an operation of its own: the peer's states.
+    twice: Vec<usize>,
+}
+
+impl Inspector {
+    fn new(layout: &Layout, words: usize) -> Self {
+        let (first, count) = layout.side_pages(Side::Host);
+        let rings = layout.slots().iter().map(|slot| slot.ring_at(Side::Host)..slot.ring_at(Side::Guest));
+        let states = (0..layout.slots().len()).map(|slot| layout.record(Side::Guest, slot));
+        Self {
+            loads: (0..words).map(|_| AtomicU64::new(0)).collect(),
+            own: rings.chain(std::iter::once(first..first + count)).collect(),
+            twice: states.collect(),
+        }
+    }
+
+    /// The next operation begins.
+    pub(super) fn begin(&self) {
+        self.loads.iter().for_each(|loads| loads.store(0, Relaxed));
+    }
+
+    /// Loads of all words since the operation began.
+    pub(super) fn total(&self) -> u64 {
+        self.loads.iter().map(|loads| loads.load(Relaxed)).sum()
+    }
+
+    fn note(&self, at: usize) {
+        assert!(!self.own.iter().any(|own| own.contains(&at)), "the host reads word {at}, its own, from the region");
+        let loads = self.loads[at].fetch_add(1, Relaxed) + 1;
+        assert!(loads <= 1 + u64::from(self.twice.contains(&at)), "word {at} of the peer is read {loads} times");
+    }
+}
+
 /// Words that a side reaches through its fuse.
 #[derive(Clone, Debug)]
 pub(super) struct Fused {
     pub(super) memory: Arc<HeapWords>,
     fuse: Arc<Fuse>,
+    inspector: Option<Arc<Inspector>>,
     /// Words that the file system has left; allocations beyond fail.
     room: Arc<AtomicU64>,
 }
@@ -70,6 +112,9 @@ impl Words for Fused {
     }
 
     fn load(&self, at: usize, order: Ordering) -> u64 {
+        if let Some(inspector) = &self.inspector {
+            inspector.note(at);
+        }
         self.memory.load(at, order)
     }
 
@@ -108,6 +153,8 @@ pub(super) struct World {
     pub(super) sidecar: Arc<HeapWords>,
     pub(super) room: Arc<AtomicU64>,
     pub(super) listen: Vec<u32>,
+    /// Set, it watches every host that attaches.
+    pub(super) inspector: Option<Arc<Inspector>>,
     attaches: AtomicU64,
 }
 
@@ -129,16 +176,28 @@ impl World {
             sidecar: Arc::new(HeapWords::new(layout.sidecar_bytes() as usize / 8)),
             room: Arc::new(AtomicU64::new(u64::MAX)),
             listen: vec![PORT],
+            inspector: None,
             attaches: AtomicU64::new(0),
             geometry,
             layout,
         }
     }
 
+    /// Watches the hosts that attach from now on.
+    pub(super) fn inspect(&mut self) -> Arc<Inspector> {
+        let inspector = Arc::new(Inspector::new(&self.layout, self.region.len()));
+        self.inspector = Some(inspector.clone());
+        inspector
+    }
+
     /// Attaches a side through a fuse.
     pub(super) fn attach(&self, side: Side, fuse: &Arc<Fuse>) -> TestCore {
-        let fused =
-            |memory: &Arc<HeapWords>| Fused { memory: memory.clone(), fuse: fuse.clone(), room: self.room.clone() };
+        let fused = |memory: &Arc<HeapWords>, inspector| Fused {
+            memory: memory.clone(),
+            fuse: fuse.clone(),
+            inspector,
+            room: self.room.clone(),
+        };
         let options = AttachOptions {
             side,
             timeline: 1,
@@ -147,8 +206,9 @@ impl World {
             listen: self.listen.clone(),
             agent: (side == Side::Guest).then_some(3),
         };
-        let sidecar = (side == Side::Host).then(|| fused(&self.sidecar));
-        let ledger = Ledger::new(fused(&self.region), sidecar);
+        let sidecar = (side == Side::Host).then(|| fused(&self.sidecar, None));
+        let inspector = self.inspector.clone().filter(|_| side == Side::Host);
+        let ledger = Ledger::new(fused(&self.region, inspector), sidecar);
         Core::attach(ledger, &self.geometry, TestBell::default(), &options).unwrap()
     }
 

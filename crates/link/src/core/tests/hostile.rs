@@ -1,0 +1,1 @@
+//! A peer that writes whatever it likes.
