@@ -61,7 +61,8 @@ impl<W: Words, B: Bell> Core<W, B> {
         let mut slots = Vec::with_capacity(layout.slots().len());
         for slot in 0..layout.slots().len() {
             let entry = attach_slot(&ledger, &layout, side, slot)?;
-            if entry.channel.corrupt.is_none() && (!entry.channel.i_open || entry.channel.mine.phase != Phase::Free) {
+            // Every one is looked at once: a peer may still have to settle what a predecessor closed.
+            if entry.channel.corrupt.is_none() {
                 active.set(slot);
             }
             slots.push(Slot { entry: Mutex::new(entry), watch: Watch::new() });
