@@ -91,6 +91,7 @@ impl Restore {
             ram: open_ram(&self.bundle)?,
             state: self.bundle.file(STATE)?,
         };
+        tracing::debug!(after = ?started.elapsed(), "copied");
         let vm = Arc::from(engine.load(spec).await?);
         let machine = started.elapsed();
         let starting = Starting { vm, places, deadline: self.deadline, started };
@@ -101,7 +102,9 @@ impl Restore {
             agent: manifest.agent,
             timings: Timings::default(),
         };
+        tracing::debug!(after = ?started.elapsed(), "loaded");
         let checked = checking.await.map_err(|error| SandboxError::io("check the RAM")(io::Error::other(error)));
+        tracing::debug!(after = ?started.elapsed(), "checked");
         let woken = match checked {
             Ok(Ok(())) => wake(&starting, region, sidecar).await,
             Ok(Err(damaged)) => Err(damaged.into()),
@@ -149,7 +152,9 @@ async fn wake(starting: &Starting, region: Region, sidecar: Sidecar) -> Result<L
     // The clock last, just before the guest runs.
     link.give_identity(&identity(link.identity_seq() + 1, timeline)?);
     link.lift_quiesce();
+    tracing::debug!(after = ?starting.started.elapsed(), "attached");
     starting.vm.resume().await?;
+    tracing::debug!(after = ?starting.started.elapsed(), "running");
     starting.answer(link.identity_taken(starting.deadline)).await?;
     Ok(link)
 }
