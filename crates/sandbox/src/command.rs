@@ -8,6 +8,7 @@ use throughline_wire::exec::{self, Event, Exit, Failure, MAX_DATA, Request, Star
 use throughline_wire::{decode, encode, port};
 use tokio::sync::Notify;
 
+use crate::engine::Vm;
 use crate::{Sandbox, SandboxError};
 
 /// A command to run in a guest, in the manner of `std::process::Command`.
@@ -84,7 +85,7 @@ impl<'a> Command<'a> {
         let work = async {
             let mut messages = connect.ring_bytes(request.len() as u64 + 16).messages().await?;
             messages.send(&request).await?;
-            let mut child = Child::new(messages);
+            let mut child = Child::new(messages, Some(self.sandbox.vm()));
             match child.events.next().await? {
                 Some(ChildEvent::Started { .. }) => Ok(child),
                 other => Err(SandboxError::Nonsense(format!("a command began with {other:?}"))),
@@ -152,18 +153,44 @@ impl Window {
     }
 }
 
+/// The machine that the command runs on, whose end is the end of every wait.
+#[derive(Clone)]
+struct Machine(Option<Arc<dyn Vm>>);
+
+impl Machine {
+    /// Does something with the guest, unless the machine ends first. As cancel-safe as what is done.
+    async fn alive<T>(&self, doing: impl Future<Output = T>) -> Result<T, SandboxError> {
+        let Some(vm) = &self.0 else { return Ok(doing.await) };
+        tokio::select! {
+            biased;
+            done = doing => Ok(done),
+            exit = vm.exited() => Err(SandboxError::Ended(Box::new(exit))),
+        }
+    }
+}
+
+impl std::fmt::Debug for Machine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Machine").field(&self.0.as_ref().map(|vm| vm.record().pid)).finish()
+    }
+}
+
 impl Child {
-    fn new(messages: Messages) -> Self {
+    pub(crate) fn new(messages: Messages, machine: Option<Arc<dyn Vm>>) -> Self {
         let id = messages.id();
         let window = Arc::new(Window::default());
+        let machine = Machine(machine);
         let (sender, receiver) = messages.into_split();
-        Self { events: ChildEvents { receiver, window: window.clone() }, input: ChildInput { sender, window }, id }
+        let events = ChildEvents { receiver, window: window.clone(), machine: machine.clone() };
+        Self { events, input: ChildInput { sender, window, machine }, id }
     }
 
     /// Takes over a command whose channel nobody holds: after a restore, or in a new process. Its
     /// events go on where the last reader stopped. Before giving it input, [`query`](ChildInput::query).
+    ///
+    /// Where there is a [`Sandbox`], its [`adopt_command`](Sandbox::adopt_command) also notices the machine's end.
     pub fn adopt(channel: Channel) -> Result<Self, SandboxError> {
-        Ok(Self::new(channel.messages()?))
+        Ok(Self::new(channel.messages()?, None))
     }
 
     /// The name of its channel, for whoever takes it over.
@@ -177,12 +204,14 @@ impl Child {
 pub struct ChildEvents {
     receiver: MessageReceiver,
     window: Arc<Window>,
+    machine: Machine,
 }
 
 impl ChildEvents {
     /// The next event; `None` when the command has ended and all its output has come. Cancel-safe.
+    /// If the machine ends, that is the error, once everything that had arrived has been taken.
     pub async fn next(&mut self) -> Result<Option<ChildEvent>, SandboxError> {
-        while let Some(message) = self.receiver.recv().await? {
+        while let Some(message) = self.machine.alive(self.receiver.recv()).await?? {
             if let Some(event) = self.understand(&message)? {
                 return Ok(Some(event));
             }
@@ -238,15 +267,16 @@ fn failed(failure: Failure) -> SandboxError {
 pub struct ChildInput {
     sender: MessageSender,
     window: Arc<Window>,
+    machine: Machine,
 }
 
 impl ChildInput {
     /// Writes input. Waits while the command does not read; the events must be taken meanwhile.
     pub async fn write_all(&mut self, mut bytes: &[u8]) -> Result<(), SandboxError> {
         while !bytes.is_empty() {
-            let space = self.space().await;
+            let space = self.machine.alive(self.space()).await?;
             let (piece, rest) = bytes.split_at(bytes.len().min(MAX_DATA).min(space));
-            self.sender.send(&encode(&Request::Stdin(piece))?).await?;
+            self.machine.alive(self.sender.send(&encode(&Request::Stdin(piece))?)).await??;
             self.window.with(|window| window.sent(piece.len() as u64));
             bytes = rest;
         }
@@ -278,6 +308,6 @@ impl ChildInput {
     }
 
     async fn request(&mut self, request: &Request<'_>) -> Result<(), SandboxError> {
-        Ok(self.sender.send(&encode(request)?).await?)
+        Ok(self.machine.alive(self.sender.send(&encode(request)?)).await??)
     }
 }

@@ -35,6 +35,9 @@ pub enum SandboxError {
     /// A channel.
     #[error(transparent)]
     Channel(#[from] throughline::Error),
+    /// A channel that cannot be taken over.
+    #[error(transparent)]
+    Adopt(#[from] throughline::AdoptError),
     /// The guest's agent did not answer.
     #[error("{0}; its console ends with:\n{1}")]
     Unanswered(throughline::Unanswered, String),

@@ -5,13 +5,14 @@ mod restore;
 mod snapshot;
 mod start;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use throughline::Link;
+use throughline::{ChannelId, Link};
 
-use crate::command::Command;
+use crate::command::{Child, Command};
 use crate::engine::{Exit, Vm, VmRecord};
 use crate::places::Places;
 use crate::{SandboxError, bundle};
@@ -31,6 +32,8 @@ pub struct Sandbox {
     vm: Arc<dyn Vm>,
     places: Places,
     about: About,
+    /// How long the guest may take to become quiet for a snapshot.
+    quiet: Duration,
 }
 
 /// What a snapshot has to say of a sandbox.
@@ -62,9 +65,23 @@ struct Record {
 }
 
 impl Sandbox {
+    /// How long a guest may take to become quiet for a snapshot, unless told otherwise.
+    pub const DEFAULT_QUIET: Duration = Duration::from_secs(10);
+
     /// The name.
     pub fn name(&self) -> &str {
         self.places.name()
+    }
+
+    /// The folder of its memory: region, sidecar and, unless it is a bundle's, RAM.
+    pub fn memory(&self) -> PathBuf {
+        self.places.current()
+    }
+
+    /// Removes the folders of a sandbox whose process was killed, and so could not. Its machine must have
+    /// ended. Nothing happens when there are none.
+    pub fn clear(name: &str) -> Result<(), SandboxError> {
+        Ok(Places::clear(name)?)
     }
 
     /// The connection to the guest.
@@ -85,6 +102,22 @@ impl Sandbox {
     /// A command to run in the guest.
     pub fn command(&self, program: impl AsRef<[u8]>) -> Command<'_> {
         Command::new(self, program.as_ref())
+    }
+
+    /// Takes over a command whose channel nobody holds, after a restore: its events go on where the
+    /// snapshot's reader stopped. Before giving it input, [`query`](crate::ChildInput::query).
+    pub fn adopt_command(&self, id: ChannelId) -> Result<Child, SandboxError> {
+        Ok(Child::new(self.link.adopt(id)?.messages()?, Some(self.vm())))
+    }
+
+    pub(crate) fn vm(&self) -> Arc<dyn Vm> {
+        self.vm.clone()
+    }
+
+    /// How long the guest may take to become quiet before a snapshot fails;
+    /// [`DEFAULT_QUIET`](Self::DEFAULT_QUIET) without this.
+    pub fn quiet_deadline(&mut self, deadline: Duration) {
+        self.quiet = deadline;
     }
 
     /// Waits until the machine has ended, for whatever reason. Cancel-safe.

@@ -11,9 +11,6 @@ use crate::SandboxError;
 use crate::bundle::{Bundle, Carried, Draft, Manifest, RAM, REGION, SIDECAR, STATE, VERSION};
 use crate::engine::{Capture, CaptureReport, Vm, save_and_stop};
 
-/// How long a guest may take to become quiet.
-const QUIET: Duration = Duration::from_secs(10);
-
 /// What a snapshot came to.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SnapshotReport {
@@ -55,14 +52,15 @@ struct Section<O> {
     vm: Arc<dyn Vm>,
     draft: Draft,
     capture: Capture,
+    quiet: Duration,
     observer: O,
 }
 
 impl<O: Fn(Stage) + Send + Sync + 'static> Section<O> {
     async fn run(self) -> Result<Copied, SandboxError> {
-        let Self { link, vm, draft, capture, observer } = self;
+        let Self { link, vm, draft, capture, quiet, observer } = self;
         (observer)(Stage::Quieting);
-        be_quiet(&link, &*vm).await?;
+        be_quiet(&link, &*vm, quiet).await?;
         let paused = Instant::now();
         let result = copy_paused(&link, &*vm, &draft, capture, &observer).await;
         // The guest goes on, whether that worked or not.
@@ -78,10 +76,10 @@ impl<O: Fn(Stage) + Send + Sync + 'static> Section<O> {
 }
 
 /// Asks the guest to be quiet, and freezes the link.
-async fn be_quiet(link: &Link, vm: &dyn Vm) -> Result<(), SandboxError> {
+async fn be_quiet(link: &Link, vm: &dyn Vm, deadline: Duration) -> Result<(), SandboxError> {
     let quiet = tokio::select! {
         biased;
-        quiet = link.quiesce(QUIET) => quiet,
+        quiet = link.quiesce(deadline) => quiet,
         exit = vm.exited() => return Err(SandboxError::Ended(Box::new(exit))),
     };
     quiet.map_err(|unanswered| SandboxError::Unanswered(unanswered, vm.console()))?;
@@ -124,7 +122,8 @@ impl Sandbox {
         let (source, image) = (self.vm.ram()?, draft.path(RAM));
         // The bulk of RAM is copied while the guest runs; what it changes meanwhile is corrected later.
         let capture = blocking(move || Capture::begin(source, &image)).await?;
-        let section = Section { link: self.link.clone(), vm: self.vm.clone(), draft, capture, observer };
+        let section =
+            Section { link: self.link.clone(), vm: self.vm.clone(), draft, capture, quiet: self.quiet, observer };
         let section = tokio::spawn(section.run()).await;
         let copied = section.map_err(|error| SandboxError::io("take the snapshot")(std::io::Error::other(error)))??;
         let Copied { draft, ram, carried, stand_still } = copied;
@@ -147,7 +146,7 @@ impl Sandbox {
     pub async fn snapshot_and_stop(self, place: &Path) -> Result<(Bundle, SnapshotReport), SandboxError> {
         let started = Instant::now();
         let draft = Draft::new(place)?;
-        be_quiet(&self.link, &*self.vm).await?;
+        be_quiet(&self.link, &*self.vm, self.quiet).await?;
         self.vm.pause().await?;
         let carried = copy_link(&self.link, &draft)?;
         let ram = save_and_stop(&*self.vm, &draft.path(STATE), &draft.path(RAM)).await?;

@@ -46,7 +46,7 @@ impl Starting {
     /// The guest is ready.
     pub(super) fn ready(self, link: Link, mut about: About, machine: Duration) -> Sandbox {
         about.timings = Timings { machine, ready: self.started.elapsed() };
-        Sandbox { link, vm: self.vm, places: self.places, about }
+        Sandbox { link, vm: self.vm, places: self.places, about, quiet: Sandbox::DEFAULT_QUIET }
     }
 
     /// Ends the machine after a failure.

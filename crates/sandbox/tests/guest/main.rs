@@ -1,0 +1,14 @@
+//! Sandboxes as their users see them, on real guests.
+//!
+//! Most tests restore one template, which is booted once and kept between runs: that takes a fraction
+//! of a boot.
+
+mod ends;
+mod exec;
+mod folders;
+mod host_death;
+mod identity;
+mod in_flight;
+mod quiet;
+mod space;
+mod support;
