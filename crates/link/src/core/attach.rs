@@ -77,6 +77,7 @@ impl<W: Words, B: Bell> Core<W, B> {
             ringer: Ringer::attach(layout.link_word(side.peer(), LinkWord::Sleep)),
             sleeper: Mutex::new(Sleeper::attach(&ledger, layout.link_word(side, LinkWord::Sleep), options.random)),
             slots: slots.into(),
+            starved: Bitmap::new(layout.slots().len()),
             waiting,
             active,
             frozen: AtomicBool::new(false),
@@ -115,7 +116,9 @@ fn attach_slot(
     let place = layout.slots()[slot];
     let kept = State::decode(view.kept(RecordWord::State)).map_err(|_| AttachCoreError::Damaged(slot))?;
     // Before anything touches the rings: a restored region holds only the bytes that were unread.
-    let allocated = kept.phase != Phase::Free;
+    // A predecessor may have died in the middle of a scrub for a use that it never took part in.
+    let unscrubbed = view.kept(RecordWord::Taken) > view.kept(RecordWord::Freed);
+    let allocated = kept.phase != Phase::Free || unscrubbed;
     if allocated {
         ledger.region().allocate(place.ring_at(Side::Host), 2 * place.ring_bytes as usize / WORD)?;
     }

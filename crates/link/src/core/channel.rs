@@ -41,7 +41,12 @@ impl Channel {
         let rx = Consumer::attach(view);
         view.show(RecordWord::State, mine.encode());
         let corrupt = Corrupt::from_mark(view.kept(RecordWord::Corrupt), view.kept(RecordWord::CorruptValue));
-        Some(Self { i_open, mine, seen: None, tx, rx, corrupt })
+        let mut this = Self { i_open, mine, seen: None, tx, rx, corrupt };
+        if let Some(corrupt) = corrupt {
+            // A predecessor may have died between the mark and the close.
+            this.give_up(view, corrupt);
+        }
+        Some(this)
     }
 
     /// Reads the peer's state, once, and judges it.
@@ -139,17 +144,18 @@ impl Channel {
         let both_closed = self.mine.phase == Phase::Closed
             && matches!(self.relate(peer), Peer::Closed | Peer::Gone(_))
             && self.corrupt.is_none();
-        if !both_closed && !self.is_abandoned(view, peer)? {
+        let abandoned = self.is_incoming(peer) && peer.phase == Phase::Closed;
+        if !both_closed && !abandoned {
             return Ok(false);
         }
-        self.rx.discard(view)?;
+        // What somebody wrote, and closed, before it was answered is still to be read.
+        let whatever = both_closed || peer.is_reset();
+        if !self.rx.discard(view, |unread| whatever || unread == 0)? {
+            return Ok(false);
+        }
         self.tx.align(view);
         self.set(view, State::free(peer.generation));
         Ok(true)
-    }
-
-    fn is_abandoned(&mut self, view: &View<'_, impl Words>, peer: State) -> Result<bool, Corrupt> {
-        Ok(self.is_incoming(peer) && peer.phase == Phase::Closed && (peer.is_reset() || self.rx.refresh(view)? == 0))
     }
 
     /// The peer broke the protocol: remembers it for ever, and closes.

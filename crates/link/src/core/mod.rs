@@ -69,6 +69,8 @@ pub(crate) struct Core<W, B> {
     waiting: Bitmap,
     /// Slots whose peer's state may change: those in use, and those that the peer opens.
     active: Bitmap,
+    /// Slots that wait for memory before they can be settled.
+    starved: Bitmap,
     frozen: AtomicBool,
     listeners: Mutex<HashMap<u32, Backlog>>,
     /// Tasks that wait for a slot to become free.
@@ -192,8 +194,11 @@ impl<W: Words, B: Bell> Core<W, B> {
     /// Settles a channel that both sides have closed, and tells who waits for a free slot once the
     /// peer has settled it too.
     fn settle(&self, slot: usize, entry: &mut Entry, view: &View<'_, W>, peer: State) -> Result<(), Corrupt> {
-        // A peer may have written without an answer: its ring must exist before it is scrubbed.
-        if entry.channel.is_incoming(peer) && self.allocate(slot, entry).is_err() {
+        // A peer may have written without an answer, or to who refused it for want of memory: its ring
+        // must exist before it is scrubbed.
+        let scrubs = entry.channel.is_incoming(peer) || entry.channel.mine.phase == Phase::Closed;
+        if scrubs && self.allocate(slot, entry).is_err() {
+            self.starved.set(slot);
             return Ok(());
         }
         if entry.channel.settle(view, peer)? {

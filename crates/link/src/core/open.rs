@@ -62,6 +62,10 @@ pub(super) struct Backlog {
 }
 
 impl Backlog {
+    pub(super) fn has_waiter(&self) -> bool {
+        self.waker.is_some()
+    }
+
     pub(super) fn wake(&mut self) {
         if let Some(waker) = self.waker.take() {
             waker.wake();
@@ -77,7 +81,11 @@ impl<W: Words, B: Bell> Core<W, B> {
             Err(Error::Busy) => {}
             done => return Poll::Ready(done),
         }
-        self.vacancies.lock().push(cx.waker().clone());
+        {
+            let mut vacancies = self.vacancies.lock();
+            vacancies.retain(|waker| !waker.will_wake(cx.waker()));
+            vacancies.push(cx.waker().clone());
+        }
         match self.try_open(options) {
             Err(Error::Busy) => Poll::Pending,
             done => Poll::Ready(done),
@@ -160,7 +168,12 @@ impl<W: Words, B: Bell> Core<W, B> {
     pub(crate) fn unlisten(&self, port: u32) {
         let backlog = self.listeners.lock().remove(&port);
         for this in backlog.into_iter().flat_map(|backlog| backlog.queue) {
-            self.slots[this.slot].entry.lock().held = false;
+            let mut entry = self.slots[this.slot].entry.lock();
+            if entry.channel.mine.phase != Phase::Free {
+                // Another use of the slot has an owner of its own.
+                continue;
+            }
+            entry.held = false;
             // The next look finds nobody listening.
             self.slots[this.slot].watch.forget_state();
         }
@@ -170,6 +183,9 @@ impl<W: Words, B: Bell> Core<W, B> {
     pub(super) fn offer(&self, port: u32, this: Use) -> bool {
         let mut listeners = self.listeners.lock();
         let Some(backlog) = listeners.get_mut(&port) else { return false };
+        // An open that was given up, and made again, takes the place of the one that nobody came for:
+        // or a peer could fill the memory by opening and closing.
+        backlog.queue.retain(|earlier| earlier.slot != this.slot);
         backlog.queue.push_back(this);
         backlog.wake();
         true
@@ -208,7 +224,9 @@ impl<W: Words, B: Bell> Core<W, B> {
             return None;
         }
         let accepted = entry.channel.look(&view).and_then(|peer| {
-            if !entry.channel.is_incoming(peer) {
+            // The open may have been given up, and another one, to another port, may stand there now.
+            let this_one = (peer.generation, peer.port) == (this.generation, port);
+            if !entry.channel.is_incoming(peer) || !this_one {
                 return Ok(None);
             }
             if self.allocate(this.slot, &mut entry).is_err() {

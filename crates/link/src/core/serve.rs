@@ -1,12 +1,16 @@
 //! Looking at the peer's words on behalf of everybody who waits, and going to sleep.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use throughline_ring::{Cause, Reason, RecordWord, State, View};
+use throughline_ring::{Cause, Reason, State, View};
 use throughline_shmem::Words;
 
+use super::open::Backlog;
 use super::watch::Want;
 use super::{Bell, Core, Entry, Use};
+
+/// How long a channel that is due to be closed waits during a freeze before it is looked at again.
+const AFTER_FREEZE: Duration = Duration::from_millis(100);
 
 impl<W: Words, B: Bell> Core<W, B> {
     /// Looks at every want and every state once, wakes whom it concerns, and returns how many. Bounded
@@ -22,6 +26,9 @@ impl<W: Words, B: Bell> Core<W, B> {
                 self.serve_state(slot);
                 served += 1;
             }
+        }
+        for slot in self.starved.iter() {
+            served += usize::from(self.serve_starved(slot));
         }
         for slot in self.waiting.iter() {
             let view = self.view(slot);
@@ -43,7 +50,10 @@ impl<W: Words, B: Bell> Core<W, B> {
 
     /// Whether somebody waits for the peer: the backstop runs only then.
     pub(crate) fn has_waiters(&self) -> bool {
-        !self.waiting.is_empty() || self.link.has_waiters()
+        !self.waiting.is_empty()
+            || self.link.has_waiters()
+            || !self.vacancies.lock().is_empty()
+            || self.listeners.lock().values().any(Backlog::has_waiter)
     }
 
     /// Shows that this side sleeps and looks again. `true` means: nothing was there, wait for the
@@ -72,13 +82,26 @@ impl<W: Words, B: Bell> Core<W, B> {
         if self.is_frozen() || entry.channel.corrupt.is_some() {
             return;
         }
-        // Noted before it is judged: a change in between is found by the next look.
-        self.slots[slot].watch.note_state(view.alleged(RecordWord::State));
-        let followed = entry.channel.look(&view).and_then(|peer| self.follow(slot, &mut entry, &view, peer));
+        let followed = entry.channel.look(&view).and_then(|peer| {
+            // What was judged is what is noted: the word is read once, and a later change is another one.
+            self.slots[slot].watch.note_state(peer.encode());
+            self.follow(slot, &mut entry, &view, peer)
+        });
         if let Err(corrupt) = followed {
             self.give_up(slot, &mut entry, &view, corrupt);
         }
         self.wake_waiters(slot, &mut entry, &view);
+    }
+
+    /// Tries again to settle a slot whose rings had no memory; whether they have some now.
+    fn serve_starved(&self, slot: usize) -> bool {
+        let mut entry = self.slots[slot].entry.lock();
+        if self.is_frozen() || self.allocate(slot, &mut entry).is_err() {
+            return false;
+        }
+        self.starved.clear(slot);
+        self.slots[slot].watch.forget_state();
+        true
     }
 
     /// Does what the peer's new state asks for.
@@ -116,7 +139,9 @@ impl<W: Words, B: Bell> Core<W, B> {
         for (slot, place) in self.slots.iter().enumerate() {
             let mut entry = place.entry.lock();
             let Some(due) = entry.expires.filter(|_| !entry.held) else { continue };
-            if due > now || self.is_frozen() {
+            // The thaw is nobody's deadline: until it comes, a look now and then will do.
+            let due = if self.is_frozen() { due.max(now + AFTER_FREEZE) } else { due };
+            if due > now {
                 next = Some(next.map_or(due, |next| next.min(due)));
                 continue;
             }

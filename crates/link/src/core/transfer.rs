@@ -168,6 +168,7 @@ impl<W: Words, B: Bell> Core<W, B> {
                 return Err(Error::NotPeeked { peeked, asked: bytes });
             }
             self.consume(entry, view, bytes);
+            entry.peeked = Some(peeked - bytes);
             Ok(Ok(()))
         })
     }

@@ -102,11 +102,13 @@ impl<'a> Run<'a> {
         assert_eq!(self.world.word(at(RecordWord::Freed)), taken / 8 * 8);
     }
 
-    fn to_the_end(&mut self, first: Side, anew: Anew) {
+    fn to_the_end(&mut self, mut first: Side, anew: Anew) {
         for _ in 0..MOST_STEPS {
             let steps = [first, first.peer()].map(|side| self.step(side));
             if steps.contains(&None) {
                 self.revive(anew);
+                // Found half-way by its successor, not by its peer.
+                first = self.victim;
             } else if steps == [Some(Step::Done); 2] {
                 return self.account();
             }

@@ -337,14 +337,17 @@ fn open(core: &TestCore, plan: Plan) -> Step {
         _ => Kind::Message,
     };
     let port = if plan == Plan::Refused { PORT + 1 } else { PORT };
-    let options = OpenOptions { port, kind, ring_bytes: RING, label: [b'x'; LABEL_BYTES], policy: Policy::default() };
-    match core.try_open(&options) {
+    match core.try_open(&options(kind, port)) {
         Ok(_) => Step::Worked,
         Err(error) => {
             assert_eq!(error, Error::Busy);
             Step::Waits
         }
     }
+}
+
+pub(super) fn options(kind: Kind, port: u32) -> OpenOptions {
+    OpenOptions { port, kind, ring_bytes: RING, label: [b'x'; LABEL_BYTES], policy: Policy::default() }
 }
 
 fn close(core: &TestCore, this: Use, reason: Reason) -> Step {
