@@ -58,7 +58,7 @@ impl Consumer {
     /// Copies up to `out.len()` unread bytes of a stream, from `skip` bytes after the cursor; zero if
     /// there are none. Nothing is consumed.
     pub fn read_stream(&mut self, view: &View<'_, impl Words>, skip: u64, out: &mut [u8]) -> Result<usize, Corrupt> {
-        let known = self.unread(view)?;
+        let known = self.produced.since(self.taken);
         let unread = if known > skip { known } else { self.refresh(view)? };
         let count = out.len().min(unread.saturating_sub(skip) as usize);
         view.receiving().copy_out(self.taken.plus(skip), &mut out[..count]);
@@ -98,18 +98,22 @@ impl Consumer {
     }
 
     /// Drops everything up to the peer's final position, its partial last word included: the end of a
-    /// use, when both sides have closed. May be repeated.
-    pub fn discard(&mut self, view: &View<'_, impl Words>) -> Result<(), Corrupt> {
+    /// use, when both sides have closed. May be repeated. First asks whether so many unread bytes may
+    /// go, and returns the answer.
+    pub fn discard(&mut self, view: &View<'_, impl Words>, may_go: impl FnOnce(u64) -> bool) -> Result<bool, Corrupt> {
         let alleged = view.alleged(RecordWord::Produced);
         // The final position is rounded up below; a peer that has not rounded it yet is not going back.
         let rounded = self.taken.0 >= alleged && self.taken.0 - alleged < WORD as u64;
-        if !rounded {
-            self.produced = check_produced(alleged, self.produced, self.freed, view.capacity())?.ceil();
+        let end =
+            if rounded { self.taken } else { check_produced(alleged, self.produced, self.freed, view.capacity())? };
+        if !may_go(end.since(self.taken)) {
+            return Ok(false);
         }
-        self.taken = self.produced.max(self.taken).ceil();
+        self.taken = end.max(self.produced).max(self.taken).ceil();
+        self.produced = self.taken;
         view.keep(RecordWord::Taken, self.taken.0);
         self.release(view);
-        Ok(())
+        Ok(true)
     }
 
     /// Scrubs whole consumed words and frees them.
