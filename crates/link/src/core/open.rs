@@ -62,6 +62,11 @@ pub(super) struct Backlog {
 }
 
 impl Backlog {
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.queue.len()
+    }
+
     pub(super) fn has_waiter(&self) -> bool {
         self.waker.is_some()
     }

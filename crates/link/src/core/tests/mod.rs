@@ -3,5 +3,6 @@
 mod abort;
 mod app;
 mod hostile;
+mod mended;
 mod pairs;
 mod rig;

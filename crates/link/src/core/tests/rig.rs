@@ -61,6 +61,8 @@ pub(super) fn survives<T>(operation: impl FnOnce() -> T) -> Option<T> {
 pub(super) struct Inspector {
     /// Loads of each word.
     loads: Vec<AtomicU64>,
+    /// Whether the memory behind each word was made to exist.
+    exists: Vec<AtomicU64>,
     /// Words that a host has for itself: its pages, and the rings that it writes.
     own: Vec<Range<usize>>,
     /// Words whose second look is an operation of its own: the peer's states.
@@ -78,7 +80,9 @@ impl Inspector {
         let often = (0..layout.slots().len())
             .flat_map(|slot| wants.map(|want| layout.record(Side::Guest, slot) + want as usize))
             .chain([layout.link_word(Side::Guest, LinkWord::Sleep)]);
+        let exists = |word| AtomicU64::new(u64::from(word < layout.control_words()));
         Self {
+            exists: (0..words).map(exists).collect(),
             loads: (0..words).map(|_| AtomicU64::new(0)).collect(),
             own: rings.chain(std::iter::once(first..first + count)).collect(),
             twice: states.collect(),
@@ -96,7 +100,17 @@ impl Inspector {
         self.loads.iter().map(|loads| loads.load(Relaxed)).sum()
     }
 
+    /// The memory behind these words exists.
+    fn allocated(&self, at: usize, count: usize) {
+        self.exists[at..at + count].iter().for_each(|exists| exists.store(1, Relaxed));
+    }
+
+    fn touch(&self, at: usize) {
+        assert!(self.exists[at].load(Relaxed) == 1, "the host touches word {at}, which may not exist");
+    }
+
     fn note(&self, at: usize) {
+        self.touch(at);
         assert!(!self.own.iter().any(|own| own.contains(&at)), "the host reads word {at}, its own, from the region");
         let loads = self.loads[at].fetch_add(1, Relaxed) + 1;
         if self.often.contains(&at) {
@@ -130,13 +144,20 @@ impl Words for Fused {
 
     fn store(&self, at: usize, value: u64, order: Ordering) {
         self.fuse.burn();
+        if let Some(inspector) = &self.inspector {
+            inspector.touch(at);
+        }
         self.memory.store(at, value, order);
     }
 
-    fn allocate(&self, _: usize, count: usize) -> Result<(), AllocateError> {
+    fn allocate(&self, at: usize, count: usize) -> Result<(), AllocateError> {
         let enough = |left: u64| left.checked_sub(count as u64);
         let taken = self.room.fetch_update(SeqCst, SeqCst, enough);
-        taken.map(|_| ()).map_err(|_| AllocateError::NoSpace { bytes: count as u64 * 8 })
+        taken.map_err(|_| AllocateError::NoSpace { bytes: count as u64 * 8 })?;
+        if let Some(inspector) = &self.inspector {
+            inspector.allocated(at, count);
+        }
+        Ok(())
     }
 }
 
