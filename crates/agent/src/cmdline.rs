@@ -11,6 +11,8 @@ pub struct Cmdline {
     pub skip_repair: bool,
     /// Test: never answer a quiesce.
     pub no_quiesce: bool,
+    /// Test: claim to speak the protocol's next version.
+    pub other_protocol: bool,
 }
 
 /// A command line that the agent cannot work with.
@@ -25,7 +27,9 @@ pub enum CmdlineError {
     )]
     BadRegion(String),
     /// An unknown test switch.
-    #[error("throughline.test={0:?} on the kernel command line is unknown; skip-repair and no-quiesce exist")]
+    #[error(
+        "throughline.test={0:?} on the kernel command line is unknown; skip-repair, no-quiesce and other-protocol exist"
+    )]
     BadTest(String),
 }
 
@@ -33,7 +37,7 @@ impl Cmdline {
     /// Finds the agent's words among the kernel's; the last of several counts.
     pub fn parse(text: &str) -> Result<Self, CmdlineError> {
         let mut region = None;
-        let (mut skip_repair, mut no_quiesce) = (false, false);
+        let (mut skip_repair, mut no_quiesce, mut other_protocol) = (false, false, false);
         for word in text.split_ascii_whitespace() {
             if let Some(value) = word.strip_prefix("throughline.region=") {
                 region = Some(parse_region(value)?);
@@ -42,13 +46,14 @@ impl Cmdline {
                     match switch {
                         "skip-repair" => skip_repair = true,
                         "no-quiesce" => no_quiesce = true,
+                        "other-protocol" => other_protocol = true,
                         _ => return Err(CmdlineError::BadTest(switch.to_owned())),
                     }
                 }
             }
         }
         let (address, length) = region.ok_or(CmdlineError::NoRegion)?;
-        Ok(Self { address, length, skip_repair, no_quiesce })
+        Ok(Self { address, length, skip_repair, no_quiesce, other_protocol })
     }
 }
 
@@ -77,10 +82,19 @@ mod tests {
     #[test]
     fn finds_its_words_among_the_kernels() {
         let text = "console=ttyS0 panic=-1 throughline.region=0x140000000,67108864 quiet\n";
-        let expected = Cmdline { address: 0x1_4000_0000, length: 64 << 20, skip_repair: false, no_quiesce: false };
+        let expected = Cmdline {
+            address: 0x1_4000_0000,
+            length: 64 << 20,
+            skip_repair: false,
+            no_quiesce: false,
+            other_protocol: false,
+        };
         assert_eq!(Cmdline::parse(text), Ok(expected));
-        let tests = format!("{text} throughline.test=skip-repair throughline.test=no-quiesce");
-        assert_eq!(Cmdline::parse(&tests), Ok(Cmdline { skip_repair: true, no_quiesce: true, ..expected }));
+        let tests = format!("{text} throughline.test=skip-repair throughline.test=no-quiesce,other-protocol");
+        assert_eq!(
+            Cmdline::parse(&tests),
+            Ok(Cmdline { skip_repair: true, no_quiesce: true, other_protocol: true, ..expected })
+        );
     }
 
     #[test]

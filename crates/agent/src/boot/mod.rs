@@ -83,7 +83,8 @@ pub fn run() -> Result<(), BootError> {
     let options = Options { group: Some(Path::new(USER_GROUP)), is_init: true, switches, ..Options::default() };
     tokio::task::LocalSet::new().block_on(&runtime, async {
         let doorbell = Doorbell::open_port(&bell).map_err(system("open the doorbell"))?;
-        let builder = Link::guest(region).doorbell(doorbell).agent_version(PROTOCOL);
+        let version = PROTOCOL + u32::from(cmdline.other_protocol);
+        let builder = Link::guest(region).doorbell(doorbell).agent_version(version);
         let link = port::ALL.into_iter().fold(builder, throughline::LinkBuilder::listen).attach()?;
         let agent = Rc::new(Agent::new(&options)?);
         Ok(agent.run(link).await?)
