@@ -20,7 +20,7 @@ pub struct Watch {
 impl Watch {
     /// Starts watching: the given folders, and those that every run shares.
     pub fn begin(mut folders: Vec<PathBuf>) -> Result<Self> {
-        set_child_subreaper(Some(getpid())).context("cannot become the parent of orphans")?;
+        adopt_orphans()?;
         folders.push(PathBuf::from("/run/throughline"));
         let mut watch = Self { folders, before: BTreeSet::new() };
         watch.before = watch.look()?;
@@ -61,6 +61,23 @@ impl Watch {
         }
         Ok(seen)
     }
+}
+
+/// Makes this process the parent of all orphans among its descendants.
+pub fn adopt_orphans() -> Result<()> {
+    set_child_subreaper(Some(getpid())).context("cannot become the parent of orphans")
+}
+
+/// Kills every descendant, and waits until they are gone; for long only where one cannot be killed.
+pub fn end_descendants() -> Result<()> {
+    wait_until(Duration::from_secs(10), || {
+        let remaining = descendants()?;
+        for process in &remaining {
+            // It may have ended since; then there is nothing to end.
+            let _ = kill_process(process.pid, Signal::KILL);
+        }
+        Ok(remaining.is_empty())
+    })
 }
 
 /// Asks until the answer is yes or time is up, taking the exit codes of orphans meanwhile.

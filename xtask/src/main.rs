@@ -2,6 +2,7 @@
 //!
 //! Each chore is a module; `setup` is called by every other that needs a system package.
 
+mod demo;
 mod leftovers;
 mod nextest;
 mod report;
@@ -27,6 +28,14 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Chore {
+    /// Show the promise on a real guest: snapshot in the middle of traffic, kill everything, restore, ten times over
+    Demo(demo::Arguments),
+    /// One timeline of the demo
+    #[command(hide = true)]
+    DemoWorker(demo::WorkerArguments),
+    /// The demo's verdict
+    #[command(hide = true)]
+    DemoJudge(demo::JudgeArguments),
     /// Install the system packages that the other chores need
     Setup,
     /// Run every test, then hold SPECIFICATION.md and the machine against what ran
@@ -48,12 +57,14 @@ fn main() -> ExitCode {
 
 /// Whether the chore found everything in order.
 fn run(chore: &Chore) -> Result<bool> {
-    let root = workspace_root()?;
     match chore {
+        Chore::Demo(arguments) => demo::run(arguments),
+        Chore::DemoWorker(arguments) => demo::work(arguments),
+        Chore::DemoJudge(arguments) => demo::judge(arguments),
         Chore::Setup => setup::ensure().map(|()| true),
-        Chore::Test => test::run(&root),
+        Chore::Test => test::run(&workspace_root()?),
         Chore::Tidy => {
-            let findings = tidy::check(&root)?;
+            let findings = tidy::check(&workspace_root()?)?;
             for finding in &findings {
                 println!("{finding}");
             }

@@ -5,6 +5,15 @@ use throughline_shmem::{WORD, Words};
 use crate::cursor::check_produced;
 use crate::{Corrupt, Fault, Frame, PeerWord, Position, RecordWord, View};
 
+#[cfg(feature = "test-switches")]
+use crate::switches::scrubs;
+
+/// Always: what is shipped has no switch.
+#[cfg(not(feature = "test-switches"))]
+const fn scrubs() -> bool {
+    true
+}
+
 /// The reading end of a ring.
 ///
 /// Reading copies out and changes nothing; [`commit`](Self::commit) counts bytes as consumed, scrubs
@@ -120,7 +129,9 @@ impl Consumer {
     fn release(&mut self, view: &View<'_, impl Words>) {
         let to = self.taken.floor();
         if to > self.freed {
-            view.receiving().scrub(self.freed, to);
+            if scrubs() {
+                view.receiving().scrub(self.freed, to);
+            }
             self.freed = to;
             view.publish(RecordWord::Freed, to.0);
         }

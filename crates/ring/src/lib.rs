@@ -56,6 +56,8 @@ mod layout;
 mod producer;
 mod sleep;
 mod state;
+#[cfg(feature = "test-switches")]
+pub mod switches;
 mod view;
 
 pub use consumer::Consumer;

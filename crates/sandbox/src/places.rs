@@ -21,7 +21,7 @@ pub enum PlaceError {
     #[error("a sandbox named {0:?} exists already; choose another name, or remove it")]
     Taken(String),
     /// The system refused.
-    #[error("cannot create {}: {source}", path.display())]
+    #[error("cannot create or remove {}: {source}", path.display())]
     Io {
         /// Where.
         path: PathBuf,
@@ -62,6 +62,23 @@ impl Places {
 
     pub(crate) fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Removes the folders under a name: what a sandbox left whose process was killed. Its machine
+    /// must have ended.
+    pub(crate) fn clear(name: &str) -> Result<(), PlaceError> {
+        check_name(name)?;
+        let uid = rustix::process::getuid().as_raw();
+        let memory = private(Path::new("/dev/shm"), &format!("throughline-{uid}"))?.join(name);
+        for folder in [runtime_folder(uid)?.join(name), memory] {
+            match fs::remove_dir_all(&folder) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    return Err(PlaceError::Io { path: folder, source });
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// Region, sidecar and RAM of the running timeline.

@@ -1,0 +1,148 @@
+//! `cargo xtask demo`: the promise, shown on a real guest.
+//!
+//! ```text
+//!   this process ── starts, kills ──► a worker per timeline: host (sandbox, link) and client, with its machine
+//!        │                                │ snapshot in the middle of the traffic, every ring holding unread bytes
+//!        │                                ▼
+//!        │ moves ─────────────────────► bundle ── all that the next worker gets
+//!        ▼
+//!   a judge, which reads what clients and guests wrote down, and looks into the bundles
+//! ```
+//!
+//! Host and client are one process, as they are for whoever embeds the sandbox: the link lives in the caller.
+
+mod chain;
+mod command;
+mod course;
+mod history;
+mod output;
+mod process;
+mod received;
+mod record;
+mod rings;
+mod sabotage;
+mod traffic;
+mod verdict;
+mod worker;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use throughline_sandbox::Sandbox;
+use throughline_sandbox::engine::{Accelerator, Engine, Qemu};
+use throughline_sandbox::image::ImageBuilder;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::{leftovers, setup};
+use chain::Chain;
+use output::Progress;
+
+pub use sabotage::Break;
+pub use verdict::Arguments as JudgeArguments;
+pub use worker::Arguments as WorkerArguments;
+
+/// How to run the demo.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Print one JSON object per timeline, and the result as the last line
+    #[arg(long)]
+    json: bool,
+    /// How often to snapshot, kill and restore, in a chain
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=100))]
+    restores: u16,
+    /// Keep bundles and records in this new folder
+    #[arg(long)]
+    keep: Option<PathBuf>,
+    /// Switch a part of the product off; the demo must then fail
+    #[arg(long = "break", value_enum, hide = true)]
+    broken: Option<Break>,
+}
+
+/// Runs the demo; whether nothing was lost.
+pub fn run(arguments: &Arguments) -> Result<bool> {
+    setup::ensure()?;
+    leftovers::adopt_orphans()?;
+    let place = Place::new(arguments.keep.as_deref())?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let result = runtime.block_on(async {
+        let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+        tokio::select! {
+            result = show(arguments, &place) => result,
+            _ = interrupt.recv() => bail!("interrupted"),
+            _ = terminate.recv() => bail!("terminated"),
+        }
+    });
+    runtime.shutdown_background();
+    // Whatever the reason for coming here: nothing stays behind.
+    leftovers::end_descendants()?;
+    for timeline in 0..=arguments.restores {
+        Sandbox::clear(&chain::name(timeline.into()))?;
+    }
+    result
+}
+
+/// Brings a timeline about; see [`worker`].
+pub fn work(arguments: &WorkerArguments) -> Result<bool> {
+    worker::run(arguments)
+}
+
+/// Judges; see [`verdict`].
+pub fn judge(arguments: &JudgeArguments) -> Result<bool> {
+    verdict::run(arguments)
+}
+
+async fn show(arguments: &Arguments, place: &Place) -> Result<bool> {
+    let progress = Progress::new(arguments.restores);
+    progress.step("image of the guest");
+    tokio::task::spawn_blocking(|| ImageBuilder::new().build()).await??;
+    let capabilities = Qemu::new().capabilities().await?;
+    if capabilities.machine.accelerator == Accelerator::Tcg {
+        progress.note(&format!("guests are emulated here, and slow: {}", capabilities.accelerator_reason));
+    }
+    let chain = Chain {
+        folder: place.path(),
+        restores: arguments.restores.into(),
+        broken: arguments.broken,
+        keep: arguments.keep.is_some(),
+    };
+    let run = chain.run(&progress).await?;
+    progress.step("verdict");
+    let verdict = chain.judge().await?;
+    progress.end();
+    let result = output::Result::new(arguments.restores, &run, &verdict);
+    if arguments.json {
+        output::json(&run, &verdict, &result)?;
+    } else {
+        output::table(&run, &verdict, &result);
+    }
+    Ok(run.failure.is_none() && verdict.passed())
+}
+
+/// Where bundles and records lie: in memory, and gone at the end, or where they are kept.
+enum Place {
+    Temporary(tempfile::TempDir),
+    Kept(PathBuf),
+}
+
+impl Place {
+    fn new(keep: Option<&Path>) -> Result<Self> {
+        let place = match keep {
+            None => Self::Temporary(tempfile::Builder::new().prefix("throughline-demo-").tempdir_in("/dev/shm")?),
+            Some(folder) => {
+                std::fs::create_dir(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+                Self::Kept(folder.canonicalize()?)
+            }
+        };
+        for folder in [chain::RECORDS, chain::BUNDLES] {
+            std::fs::create_dir(place.path().join(folder))?;
+        }
+        Ok(place)
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Self::Temporary(folder) => folder.path(),
+            Self::Kept(folder) => folder,
+        }
+    }
+}
