@@ -182,4 +182,34 @@ mod tests {
         }
         assert!(end <= layout.region_words());
     }
+
+    /// What peers of this major version rely on for ever. PROTOCOL.md has the same numbers.
+    #[test]
+    fn offsets_are_the_published_ones() {
+        let class = |opener, count, ring_bytes| crate::Class { opener, count, ring_bytes };
+        let geometry = Geometry::new(alloc::vec![class(Side::Host, 9, 4096), class(Side::Guest, 1, 8192)]).unwrap();
+        let layout = Layout::new(&geometry);
+        assert_eq!(layout.side_pages(Side::Host), (512, 3 * 512));
+        assert_eq!(layout.side_pages(Side::Guest), (4 * 512, 3 * 512));
+        assert_eq!(layout.record(Side::Host, 9), 512 + 512 + 9 * 64);
+        assert_eq!(layout.slots()[1].ring_at(Side::Host), 7 * 512 + 1024);
+        assert_eq!(layout.slots()[9].ring_at(Side::Guest), 7 * 512 + 9 * 1024 + 1024);
+        use {LinkWord as L, RecordWord as R};
+        assert_eq!(
+            [L::Sleep, L::Identity, L::IdentityBlock, L::Quiesce, L::Agent].map(|w| w as usize),
+            [0, 16, 17, 48, 64]
+        );
+        let kept = [R::SentFrom, R::ReceivedFrom, R::Policy, R::Corrupt, R::CorruptValue, R::Label, R::Tail, R::Taken];
+        assert_eq!(kept.map(|word| word as usize), [1, 2, 3, 4, 5, 8, 17, 33]);
+        let told = [R::State, R::Produced, R::Freed, R::WantData, R::WantSpace];
+        assert_eq!(told.map(|word| word as usize), [0, 16, 32, 48, 49]);
+    }
+
+    #[test]
+    fn hot_words_lie_on_lines_of_their_own() {
+        let lines = [RecordWord::State, RecordWord::Produced, RecordWord::Freed, RecordWord::WantData];
+        let lines = lines.map(|word| word as usize * WORD / 128);
+        assert_eq!(lines, [0, 1, 2, 3]);
+        assert_eq!(RECORD_WORDS * WORD % 128, 0);
+    }
 }
