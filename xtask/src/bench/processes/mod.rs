@@ -1,0 +1,135 @@
+//! Two processes, each pinned to a core of its own, over a memfd and eventfds.
+//!
+//! What two cores cost each other depends on where the hypervisor has put them, and changes while one
+//! measures. So every run begins and ends with a probe, a cache line that goes to and fro; runs in which
+//! the cores were far apart are discarded, and counted. Ratios are taken within a run.
+
+mod line;
+mod memory;
+mod pair;
+mod peer;
+mod traffic;
+
+use anyhow::{Result, ensure};
+
+use super::Runs;
+use super::figure::{Figure, Goal};
+use line::Gait;
+use memory::Copies;
+use pair::Pair;
+
+pub use line::Patience;
+pub use peer::be_peer;
+
+/// A slower cache line means cores that are far apart: neighbours need some 110 ns.
+const FAR: f64 = 200.0;
+/// Runs are repeated until enough are good, up to this many times as many.
+const MOST: usize = 4;
+const BLOCK: usize = 64 << 10;
+const SLEEPING: usize = 300;
+
+/// What one run came to; nanoseconds a round trip, and messages a second.
+#[derive(Clone, Copy)]
+struct Run {
+    line: f64,
+    line_paused: f64,
+    round_trip: f64,
+    blocks: f64,
+    copies: Copies,
+    small: f64,
+    medium: f64,
+}
+
+pub fn measure(runs: Runs) -> Result<Vec<Figure>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let cores = pair::cores()?;
+    let before = rustix::thread::sched_getaffinity(None)?;
+    pair::pin(cores[0])?;
+    let figures = runtime.block_on(async {
+        let pair = Pair::start(cores[1]).await?;
+        let mut figures = polled(&pair, runs).await?;
+        figures.extend(sleeping(&pair, runs).await?);
+        pair.end()?;
+        Ok(figures)
+    });
+    rustix::thread::sched_setaffinity(None, &before)?;
+    figures
+}
+
+async fn polled(pair: &Pair, runs: Runs) -> Result<Vec<Figure>> {
+    let (mut good, mut discarded) = (Vec::new(), 0);
+    let mut lines = Vec::new();
+    let before = pair.counters().await?;
+    while good.len() < runs.usual() && good.len() + discarded < MOST * runs.usual() {
+        let (run, after) = one_run(pair).await?;
+        lines.push(run.line);
+        if run.line.max(after) > FAR { discarded += 1 } else { good.push(run) }
+    }
+    let after = pair.counters().await?;
+    ensure!(
+        !good.is_empty(),
+        "the two cores were far apart all the time (a cache line took {:.0} ns to and fro at best): try again later",
+        lines.iter().copied().fold(f64::INFINITY, f64::min)
+    );
+    let mut figures = describe(&good, discarded)?;
+    let bells = Figure::new("bells of both sides in a run, all polling", "bells", {
+        let opened = (good.len() + discarded) as f64;
+        vec![((after.0.bells_sent - before.0.bells_sent) + (after.1 - before.1)) as f64 / opened]
+    })?;
+    figures.push(bells.note("a run opens and closes four channels and probes twice, which does take bells"));
+    Ok(figures)
+}
+
+async fn one_run(pair: &Pair) -> Result<(Run, f64)> {
+    let line = pair.line(Gait::Rush).await?;
+    let line_paused = pair.line(Gait::Pause).await?;
+    let round_trip = traffic::round_trips(pair).await?;
+    let copies = memory::copies(BLOCK);
+    let blocks = traffic::one_way(pair, BLOCK, 4096).await?;
+    let small = traffic::one_way(pair, 64, 1 << 20).await?;
+    let medium = traffic::one_way(pair, 1 << 10, 1 << 18).await?;
+    let after = pair.line(Gait::Rush).await?;
+    Ok((Run { line, line_paused, round_trip, blocks, copies, small, medium }, after))
+}
+
+fn describe(runs: &[Run], discarded: usize) -> Result<Vec<Figure>> {
+    let of = |value: fn(&Run) -> f64| runs.iter().map(value).collect::<Vec<f64>>();
+    let rate = |run: &Run| run.blocks * BLOCK as f64;
+    let trips = Figure::new("8 B round trip, both polling / cache line", "×", of(|run| run.round_trip / run.line))?;
+    let bulk = Figure::new("64 KiB messages / memcpy, hot in L2", "%", {
+        runs.iter().map(|run| 100.0 * rate(run) / run.copies.hot).collect()
+    })?;
+    let streaming = runs.iter().map(|run| 100.0 * rate(run) / run.copies.streaming).collect();
+    let giga = |bytes: f64| bytes / 1e9;
+    Ok(vec![
+        Figure::new("cache line, to and fro", "ns", of(|run| run.line))?
+            .note(format!("{discarded} runs discarded: the cores were far apart (a line took more than {FAR} ns)")),
+        Figure::new("cache line, pausing while it waits", "ns", of(|run| run.line_paused))?,
+        Figure::new("8 B round trip, both polling", "ns", of(|run| run.round_trip))?,
+        trips.goal(Goal::AtMost(2.0)).note("of the same run, without pauses"),
+        Figure::new("memcpy, 64 KiB blocks hot in L2", "GB/s", of(|run| run.copies.hot / 1e9))?,
+        Figure::new("memcpy, 64 KiB through a buffer of 4 MiB", "GB/s", of(|run| run.copies.streaming / 1e9))?,
+        Figure::new("64 KiB messages, one way", "GB/s", runs.iter().map(|run| giga(rate(run))).collect())?,
+        bulk.goal(Goal::AtLeast(50.0)).note("of the same run; the ring is 4 MiB a direction"),
+        Figure::new("64 KiB messages / memcpy through 4 MiB", "%", streaming)?,
+        Figure::new("64 B messages, one way, fed and flushed", "M/s", of(|run| run.small / 1e6))?,
+        Figure::new("1 KiB messages, one way, fed and flushed", "M/s", of(|run| run.medium / 1e6))?,
+    ])
+}
+
+/// Both sides sleep at once; each message wakes its receiver.
+async fn sleeping(pair: &Pair, runs: Runs) -> Result<Vec<Figure>> {
+    let mut medians = Vec::new();
+    traffic::sleeping(pair, SLEEPING).await?;
+    let before = pair.counters().await?;
+    for _ in 0..runs.usual() {
+        medians.push(traffic::sleeping(pair, SLEEPING).await? / 1e3);
+    }
+    let after = pair.counters().await?;
+    let (bells, sleeps) = (after.0.bells_sent - before.0.bells_sent, after.2 - before.2);
+    let figure = Figure::new("bells for a sleep of the peer", "bells", vec![bells as f64 / sleeps.max(1) as f64])?;
+    Ok(vec![
+        Figure::new("8 B round trip, both sleeping (p50 of a run)", "µs", medians)?,
+        figure.goal(Goal::AtMost(1.0)).note(format!("{bells} bells, {sleeps} sleeps")),
+    ])
+}

@@ -1,0 +1,94 @@
+//! Traffic over the link between the two processes.
+
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use throughline::{MessageReceiver, MessageSender, TryRecv};
+
+use super::line::Patience;
+use super::pair::{ECHO, Pair, SINK, SLEEPER};
+use crate::bench::figure::Samples;
+
+const BATCH: usize = 64;
+const BATCHES: usize = 256;
+const WARM_UP: usize = 32;
+/// The rings of a wide channel, twice: every page is there, on both sides.
+const LAP: usize = 8 << 20;
+
+/// Nanoseconds of an 8-byte round trip while both sides poll: the median of batches.
+pub async fn round_trips(pair: &Pair) -> Result<f64> {
+    let (mut sender, mut receiver) = pair.connect(ECHO).await?.into_split();
+    let mut answer = Vec::new();
+    let mut batches = Vec::with_capacity(BATCHES);
+    for batch in 0..WARM_UP + BATCHES {
+        let started = Instant::now();
+        for trip in 0..BATCH as u64 {
+            push(|| sender.try_send(&trip.to_le_bytes()))?;
+            poll(&mut receiver, &mut answer)?;
+            ensure!(answer == trip.to_le_bytes(), "another answer than was sent");
+        }
+        if batch >= WARM_UP {
+            batches.push(started.elapsed().as_secs_f64() * 1e9 / BATCH as f64);
+        }
+    }
+    Ok(Samples::new(batches)?.median())
+}
+
+/// Messages a second, one way, both sides polling: from the first until the peer has counted the last.
+pub async fn one_way(pair: &Pair, len: usize, messages: usize) -> Result<f64> {
+    let (mut sender, mut receiver) = pair.connect(SINK).await?.into_split();
+    let message = vec![7; len];
+    flow(&mut sender, &mut receiver, &message, LAP.div_ceil(len)).await?;
+    let started = Instant::now();
+    flow(&mut sender, &mut receiver, &message, messages).await?;
+    Ok(messages as f64 / started.elapsed().as_secs_f64())
+}
+
+async fn flow(
+    sender: &mut MessageSender,
+    receiver: &mut MessageReceiver,
+    message: &[u8],
+    count: usize,
+) -> Result<()> {
+    for _ in 0..count {
+        push(|| sender.try_feed(message))?;
+    }
+    push(|| sender.try_feed(&[]))?;
+    sender.flush().await?;
+    let mut answer = Vec::new();
+    poll(receiver, &mut answer)?;
+    ensure!(answer.len() == 8, "the peer did not count");
+    Ok(())
+}
+
+fn push(mut attempt: impl FnMut() -> Result<bool, throughline::Error>) -> Result<()> {
+    let mut patience = Patience::new();
+    while !attempt()? {
+        patience.look()?;
+    }
+    Ok(())
+}
+
+fn poll(receiver: &mut MessageReceiver, answer: &mut Vec<u8>) -> Result<()> {
+    let mut patience = Patience::new();
+    loop {
+        match receiver.try_recv(answer)? {
+            TryRecv::Message => return Ok(()),
+            TryRecv::Empty => patience.look()?,
+            TryRecv::End => anyhow::bail!("the peer ended the channel"),
+        }
+    }
+}
+
+/// Median nanoseconds of a round trip in which both sides sleep.
+pub async fn sleeping(pair: &Pair, trips: usize) -> Result<f64> {
+    let (mut sender, mut receiver) = pair.connect(SLEEPER).await?.into_split();
+    let mut times = Vec::with_capacity(trips);
+    for trip in 0..trips as u64 {
+        let started = Instant::now();
+        sender.send(&trip.to_le_bytes()).await?;
+        receiver.recv().await?.context("the peer ended the channel")?;
+        times.push(started.elapsed().as_secs_f64() * 1e9);
+    }
+    Ok(Samples::new(times)?.median())
+}
