@@ -3,6 +3,8 @@
 mod abort;
 mod app;
 mod hostile;
+mod kill;
+mod killed;
 mod mended;
 mod pairs;
 mod rig;
