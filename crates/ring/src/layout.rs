@@ -186,6 +186,7 @@ mod tests {
     /// What peers of this major version rely on for ever. PROTOCOL.md has the same numbers.
     #[test]
     fn offsets_are_the_published_ones() {
+        use {LinkWord as L, RecordWord as R};
         let class = |opener, count, ring_bytes| crate::Class { opener, count, ring_bytes };
         let geometry = Geometry::new(alloc::vec![class(Side::Host, 9, 4096), class(Side::Guest, 1, 8192)]).unwrap();
         let layout = Layout::new(&geometry);
@@ -194,9 +195,8 @@ mod tests {
         assert_eq!(layout.record(Side::Host, 9), 512 + 512 + 9 * 64);
         assert_eq!(layout.slots()[1].ring_at(Side::Host), 7 * 512 + 1024);
         assert_eq!(layout.slots()[9].ring_at(Side::Guest), 7 * 512 + 9 * 1024 + 1024);
-        use {LinkWord as L, RecordWord as R};
         assert_eq!(
-            [L::Sleep, L::Identity, L::IdentityBlock, L::Quiesce, L::Agent].map(|w| w as usize),
+            [L::Sleep, L::Identity, L::IdentityBlock, L::Quiesce, L::Agent].map(|word| word as usize),
             [0, 16, 17, 48, 64]
         );
         let kept = [R::SentFrom, R::ReceivedFrom, R::Policy, R::Corrupt, R::CorruptValue, R::Label, R::Tail, R::Taken];
