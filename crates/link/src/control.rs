@@ -81,9 +81,10 @@ impl Link {
         self.core().write_identity(identity);
     }
 
-    /// Host: number of the identity that was given last; zero for none.
+    /// Host: number of the identity that was given last, or that a killed predecessor had begun to give
+    /// (nobody will acknowledge that one); zero for none.
     pub fn identity_seq(&self) -> u64 {
-        self.core().my_word(LinkWord::Identity)
+        self.core().last_identity()
     }
 
     /// Host: waits until the guest has taken on the identity that was given last, repeating the bell;

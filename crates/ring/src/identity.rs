@@ -5,8 +5,11 @@ use throughline_shmem::sync::{Ordering, fence};
 
 use crate::{Layout, Ledger, LinkWord, Side};
 
-/// Words of the block: epoch (2), parent (2), index, clock, flags, reserved, entropy (8).
+/// Words of the block: epoch (2), parent (2), index, clock, flags, number, entropy (8).
 const WORDS: usize = 16;
+/// The number once more: it stays while `seq` is taken back, so that one that a killed host had begun to
+/// give is not given to another identity.
+const NUMBER_AT: usize = 7;
 const ENTROPY_AT: usize = 8;
 
 /// Who a VM is from now on.
@@ -71,6 +74,12 @@ pub fn read_identity(ledger: &Ledger<impl Words>, layout: &Layout) -> Option<Ide
     (seq != 0 && ledger.alleged(seq_at) == seq).then(|| decode(seq, &words))
 }
 
+/// Host: the largest number that was given, or begun to be given.
+pub fn last_identity(ledger: &Ledger<impl Words>, layout: &Layout) -> u64 {
+    let seq = ledger.kept(layout.link_word(Side::Host, LinkWord::Identity));
+    seq.max(ledger.kept(layout.link_word(Side::Host, LinkWord::IdentityBlock) + NUMBER_AT))
+}
+
 /// Host: zeroes the entropy, once the guest has mixed it in.
 pub fn erase_entropy(ledger: &Ledger<impl Words>, layout: &Layout) {
     let block = layout.link_word(Side::Host, LinkWord::IdentityBlock);
@@ -88,6 +97,7 @@ fn encode(identity: &Identity) -> [u64; WORDS] {
     words[4] = identity.index;
     words[5] = identity.clock_ns;
     words[6] = identity.flags;
+    words[NUMBER_AT] = identity.seq;
     for (word, bytes) in words[ENTROPY_AT..].iter_mut().zip(identity.entropy.chunks_exact(8)) {
         *word = bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte));
     }

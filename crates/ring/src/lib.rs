@@ -66,7 +66,7 @@ pub use cursor::{NEVER, Position};
 pub use frame::{Frame, HEADER_BYTES};
 pub use geometry::{Class, Geometry, GeometryError, Side};
 pub use header::{Header, HeaderError, MAJOR, MINOR, Version};
-pub use identity::{Identity, erase_entropy, read_identity, write_identity};
+pub use identity::{Identity, erase_entropy, last_identity, read_identity, write_identity};
 pub use layout::{Layout, LinkWord, PAGE_BYTES, RecordWord, Slot};
 pub use producer::{Full, Producer};
 pub use sleep::{Cause, Episode, Ringer, Sleeper, register};

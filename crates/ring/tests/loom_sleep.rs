@@ -116,8 +116,9 @@ fn no_wake_up_is_lost_between_a_task_its_driver_and_the_peer() {
                 if consumer.next_frame(&view).unwrap().is_some() {
                     return true;
                 }
-                watch.want.store(1, Ordering::Relaxed);
-                register(&view, RecordWord::WantData, 1);
+                // Exactly what the message makes: a want is reached where it lies, not beyond it.
+                watch.want.store(16, Ordering::Relaxed);
+                register(&view, RecordWord::WantData, 16);
                 consumer.next_frame(&view).unwrap().is_some()
             })
         };

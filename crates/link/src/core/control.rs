@@ -2,7 +2,7 @@
 
 use std::task::{Context, Poll, Waker};
 
-use throughline_ring::{Identity, Layout, LinkWord, Side, erase_entropy, read_identity, write_identity};
+use throughline_ring::{Identity, Layout, LinkWord, Side, erase_entropy, last_identity, read_identity, write_identity};
 use throughline_shmem::Words;
 
 use super::{Bell, Core};
@@ -94,6 +94,11 @@ impl<W: Words, B: Bell> Core<W, B> {
         if let Some(episode) = self.ringer.claim_link(&self.ledger) {
             self.ring_for(episode);
         }
+    }
+
+    /// Host: number of the last identity that was given, or begun to be given: it is not free again.
+    pub(crate) fn last_identity(&self) -> u64 {
+        last_identity(&self.ledger, &self.layout)
     }
 
     /// Host: the guest has mixed the entropy in.

@@ -3,14 +3,15 @@
 use std::sync::Arc;
 use std::task::Poll;
 
-use throughline_ring::{Kind, LinkWord, Phase, Reason, RecordWord, Side};
+use throughline_ring::{Fault, Kind, LinkWord, PeerWord, Phase, Reason, RecordWord, Side, State};
 use throughline_shmem::Words;
 use throughline_shmem::sync::Ordering::SeqCst;
 
 use super::super::{Publish, Take, Use};
 use super::app::{context, options};
-use super::rig::{Inspector, PORT, RING, TestCore, World};
+use super::rig::{Inspector, PORT, RING, TestCore, Trap, World};
 use crate::Event;
+use crate::error::Error;
 
 /// Words that one operation may load: a ring and a half, and what belongs to each slot.
 const MOST_LOADS: u64 = RING / 8 * 3 / 2 + 200;
@@ -345,5 +346,115 @@ fn what_the_guest_writes_over_the_hosts_words_has_no_effect() {
         scene.everything(0);
         scene.everything(2);
         assert!((0..4).all(|slot| scene.host.slots[slot].entry.lock().channel.corrupt.is_none()), "{moment:?}");
+    }
+}
+
+/// For a channel that the host has read part of: which values of a cursor are lies is known exactly.
+#[test]
+fn exactly_the_cursors_that_cannot_be_are_corrupt() {
+    for (kind, word) in [Kind::Stream, Kind::Message]
+        .into_iter()
+        .flat_map(|kind| [RecordWord::Produced, RecordWord::Freed].map(|word| (kind, word)))
+    {
+        let at = |scene: &Scene| scene.world.layout.record(Side::Guest, 0) + word as usize;
+        let old = {
+            let scene = half_read(kind);
+            scene.world.word(at(&scene))
+        };
+        for value in rubbish(old) {
+            let scene = half_read(kind);
+            let entry = |scene: &Scene| scene.host.slots[0].entry.lock().channel.corrupt.map(|corrupt| corrupt.word);
+            let freed = scene.host.slots[0].entry.lock().channel.rx.freed().0;
+            scene.world.region.store(at(&scene), value, SeqCst);
+            let this = Use { slot: 0, generation: scene.host.slots[0].entry.lock().channel.mine.generation };
+            let mut out = Vec::new();
+            // Everything that is known is read, so that the word is looked at; and the ring is filled.
+            for _ in 0..2 {
+                for _ in 0..2 {
+                    let _ = match kind {
+                        Kind::Message => {
+                            scene.op(|host| host.poll_recv(this, Take::Consume, None, &mut out).is_ready())
+                        }
+                        Kind::Stream => {
+                            scene.op(|host| host.poll_read(this, Take::Consume, None, &mut [0; 64]).is_ready())
+                        }
+                    };
+                }
+                let _ = match kind {
+                    Kind::Message => scene.op(|host| host.poll_send(this, Publish::Now, None, &[1; 4088]).is_ready()),
+                    Kind::Stream => scene.op(|host| host.poll_write(this, Publish::Now, None, &[1; 4096]).is_ready()),
+                };
+            }
+            let blamed = match word {
+                RecordWord::Produced => PeerWord::Produced,
+                _ => PeerWord::Freed,
+            };
+            // When it was looked at for the last time, for want of space.
+            let produced = scene.host.slots[0].entry.lock().channel.tx.produced().0;
+            let honest = match word {
+                RecordWord::Produced => {
+                    value >= old && value <= freed + RING && (kind == Kind::Stream || value % 8 == 0)
+                }
+                _ => value >= old && value <= produced.next_multiple_of(8) && value % 8 == 0,
+            };
+            let found = entry(&scene);
+            if honest {
+                // What is claimed to have been sent is zeros, and so no message.
+                assert!(
+                    found.is_none() || (found, kind) == (Some(PeerWord::Frame), Kind::Message),
+                    "{value:#x}: {found:?}"
+                );
+            } else {
+                assert_eq!(found, Some(blamed), "{kind:?} {word:?} was {old:#x}, became {value:#x}");
+            }
+        }
+    }
+}
+
+/// Both cursors of the guest have been looked at and have moved.
+fn half_read(kind: Kind) -> Scene {
+    let scene = Scene::new(Moment::Live(kind));
+    let this = Use { slot: 0, generation: scene.host.slots[0].entry.lock().channel.mine.generation };
+    let mut out = Vec::new();
+    // All that the host knows of is read, so that it looks again.
+    for core in [&scene.host, &scene.host, &scene.guest] {
+        scene.inspector.begin();
+        let read = match kind {
+            Kind::Message => core.poll_recv(this, Take::Consume, None, &mut out).is_ready(),
+            Kind::Stream => core.poll_read(this, Take::Consume, None, &mut [0; 9]).is_ready(),
+        };
+        assert!(read);
+    }
+    let _ = scene.op(TestCore::channels);
+    scene
+}
+
+#[test]
+fn an_end_cannot_be_taken_back() {
+    let scene = Scene::new(Moment::Ended);
+    let at = scene.world.layout.record(Side::Guest, 0);
+    scene.settle();
+    scene.world.region.store(at, scene.world.word(at) & !8, SeqCst);
+    scene.settle();
+    let corrupt = scene.host.slots[0].entry.lock().channel.corrupt.unwrap();
+    assert_eq!((corrupt.word, corrupt.fault), (PeerWord::State, Fault::Transition));
+}
+
+/// The peer resets while its bytes are being copied: what was copied may be half zeros by then.
+#[test]
+fn a_reset_under_a_copy_gives_no_bytes() {
+    for kind in [Kind::Stream, Kind::Message] {
+        let scene = Scene::new(Moment::Live(kind));
+        let state = scene.world.layout.record(Side::Guest, 0);
+        let reset = State::decode(scene.world.word(state)).unwrap().closed(Reason::Reset).encode();
+        let when = scene.world.layout.slots()[0].ring_at(Side::Guest);
+        *scene.world.trap.lock().unwrap() = Some(Trap { when, word: state, value: reset });
+        let this = Use { slot: 0, generation: scene.host.slots[0].entry.lock().channel.mine.generation };
+        let read = match kind {
+            Kind::Message => scene.op(|host| host.poll_recv(this, Take::Consume, None, &mut Vec::new())).map_ok(drop),
+            Kind::Stream => scene.op(|host| host.poll_read(this, Take::Consume, None, &mut [0; 5])).map_ok(drop),
+        };
+        assert_eq!(read, Poll::Ready(Err(Error::Reset)));
+        assert_eq!(scene.op(|host| host.channel(0)).unwrap().received, 0);
     }
 }

@@ -2,6 +2,7 @@
 
 mod abort;
 mod app;
+mod control;
 mod hostile;
 mod kill;
 mod killed;

@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::{Arc, Mutex};
 
 use throughline_ring::{Class, Geometry, Layout, Ledger, LinkWord, RecordWord, Side};
 use throughline_shmem::sync::Ordering;
@@ -120,12 +120,21 @@ impl Inspector {
     }
 }
 
+/// What the peer writes at the very moment at which a word is loaded.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Trap {
+    pub(super) when: usize,
+    pub(super) word: usize,
+    pub(super) value: u64,
+}
+
 /// Words that a side reaches through its fuse.
 #[derive(Clone, Debug)]
 pub(super) struct Fused {
     pub(super) memory: Arc<HeapWords>,
     fuse: Arc<Fuse>,
     inspector: Option<Arc<Inspector>>,
+    trap: Arc<Mutex<Option<Trap>>>,
     /// Words that the file system has left; allocations beyond fail.
     room: Arc<AtomicU64>,
 }
@@ -139,7 +148,12 @@ impl Words for Fused {
         if let Some(inspector) = &self.inspector {
             inspector.note(at);
         }
-        self.memory.load(at, order)
+        let loaded = self.memory.load(at, order);
+        let sprung = self.trap.lock().unwrap().take_if(|trap| trap.when == at);
+        if let Some(trap) = sprung {
+            self.memory.store(trap.word, trap.value, SeqCst);
+        }
+        loaded
     }
 
     fn store(&self, at: usize, value: u64, order: Ordering) {
@@ -186,6 +200,7 @@ pub(super) struct World {
     pub(super) listen: Vec<u32>,
     /// Set, it watches every host that attaches.
     pub(super) inspector: Option<Arc<Inspector>>,
+    pub(super) trap: Arc<Mutex<Option<Trap>>>,
     attaches: AtomicU64,
 }
 
@@ -208,6 +223,7 @@ impl World {
             room: Arc::new(AtomicU64::new(u64::MAX)),
             listen: vec![PORT],
             inspector: None,
+            trap: Arc::default(),
             attaches: AtomicU64::new(0),
             geometry,
             layout,
@@ -227,6 +243,7 @@ impl World {
             memory: memory.clone(),
             fuse: fuse.clone(),
             inspector,
+            trap: self.trap.clone(),
             room: self.room.clone(),
         };
         let options = AttachOptions {
