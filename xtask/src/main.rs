@@ -2,6 +2,7 @@
 //!
 //! Each chore is a module; `setup` is called by every other that needs a system package.
 
+mod bench;
 mod demo;
 mod leftovers;
 mod nextest;
@@ -28,6 +29,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Chore {
+    /// Print every figure beside its goal
+    Bench(bench::Options),
     /// Show the promise on a real guest: snapshot in the middle of traffic, kill everything, restore, ten times over
     Demo(demo::Arguments),
     /// One timeline of the demo
@@ -61,6 +64,7 @@ fn run(chore: &Chore) -> Result<bool> {
         Chore::Demo(arguments) => demo::run(arguments),
         Chore::DemoWorker(arguments) => demo::work(arguments),
         Chore::DemoJudge(arguments) => demo::judge(arguments),
+        Chore::Bench(options) => bench::run(&workspace_root()?, options).map(|()| true),
         Chore::Setup => setup::ensure().map(|()| true),
         Chore::Test => test::run(&workspace_root()?),
         Chore::Tidy => {

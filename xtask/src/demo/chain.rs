@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use serde::Serialize;
 use throughline_sandbox::bundle::{RAM, STATE};
 use tokio::time::sleep;
 
@@ -44,7 +45,7 @@ pub struct Run {
 }
 
 /// One timeline.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, Serialize)]
 pub struct Measured {
     /// From the call until the guest was ready.
     pub ready_ms: f64,
@@ -53,7 +54,7 @@ pub struct Measured {
     /// How long its guest stood still for the snapshot.
     pub pause_ms: Option<f64>,
     /// Memory of machine and host process.
-    pub memory: u64,
+    pub memory_bytes: u64,
 }
 
 /// The name of a timeline's sandbox.
@@ -86,7 +87,7 @@ impl Chain<'_> {
         let mut worker = self.start(timeline, seed, next.as_deref())?;
         let Line::Running { ready_ms, exchange_ms, .. } = worker.line(PATIENCE).await? else { bail!(OUT_OF_TURN) };
         (measured.ready_ms, measured.exchange_ms) = (ready_ms, exchange_ms);
-        progress.step(&format!("timeline {timeline}: traffic"));
+        progress.step(&format!("timeline {timeline}: traffic until every ring holds unread bytes"));
         if timeline > 0 && !self.keep {
             // The machine has them open; what the judge looks at stays.
             for name in [RAM, STATE] {
@@ -98,17 +99,17 @@ impl Chain<'_> {
         if timeline == 0 && self.broken == Some(Break::Sidecar) {
             fs::copy(sidecar, &old_sidecar)?;
         }
-        measured.memory = worker.memory()?;
+        measured.memory_bytes = worker.memory()?;
         let Some(place) = next else {
             progress.step(&format!("timeline {timeline}: everything comes to its end"));
             let Line::Finished = worker.line(PATIENCE).await? else { bail!(OUT_OF_TURN) };
             return worker.gone().await;
         };
-        progress.step(&format!("timeline {timeline}: snapshot"));
+        progress.step(&format!("timeline {timeline}: snapshot in the middle of it"));
         let Line::Snapshot { pause_ms } = worker.line(PATIENCE).await? else { bail!(OUT_OF_TURN) };
         measured.pause_ms = Some(pause_ms);
+        progress.step(&format!("timeline {timeline}: goes on, and is killed"));
         sleep(GOES_ON).await;
-        progress.step(&format!("timeline {timeline}: killed"));
         worker.kill().await?;
         let moved = self.bundle(timeline + 1);
         fs::rename(&place, &moved).context("cannot move the bundle")?;

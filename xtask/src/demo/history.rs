@@ -71,7 +71,7 @@ impl History {
         let mut findings = Vec::new();
         let began = marks(entries, |event| if let Event::Began { marks, .. } = event { Some(marks) } else { None });
         let frozen = marks(entries, |event| if let Event::Frozen(marks) = event { Some(marks) } else { None });
-        findings.extend(began.and_then(|began| moved(&self.frozen, began)));
+        findings.extend(began.map_or_else(Vec::new, |began| moved(&self.frozen, began)));
         self.now.begin(frozen.unwrap_or(&self.frozen));
         let (before, jumps) = (self.now.figures(), self.now.jumps());
         let mut after = self.read(entries, frozen, &mut findings);
@@ -176,6 +176,7 @@ impl History {
             _ => None,
         });
         let finished = entries.iter().any(|entry| entry.event == Event::Finished);
+        let frozen = entries.iter().find(|entry| matches!(entry.event, Event::Frozen(_)));
         let mut total = Figures::default();
         for (course, received) in &self.now.records {
             let params = received.params();
@@ -188,7 +189,7 @@ impl History {
                 let also = if last && finished { guest_at_end(own, received) } else { guest_on_the_way(own) };
                 findings.extend(also.into_iter().map(|finding| format!("{}: {finding}", course.name())));
             }
-            if own.is_none_or(|own| !own.error.is_empty()) && !finished {
+            if !finished && own.map_or(frozen.is_none(), |own| !own.error.is_empty()) {
                 // Its ring's content never arrived.
                 let mark = self.frozen.iter().find(|mark| mark.course == *course);
                 total.lost += mark.map_or(0, |mark| unread_by_guest(mark, own));
@@ -200,13 +201,29 @@ impl History {
 
 /// Whether a timeline began elsewhere than where the snapshot was taken. By then the guest runs: it may have read and
 /// written.
-fn moved(frozen: &[Mark], began: &[Mark]) -> Option<String> {
+fn moved(frozen: &[Mark], began: &[Mark]) -> Vec<String> {
+    if frozen.len() != began.len() {
+        return vec![format!("{} channels came up, and the snapshot had {}", began.len(), frozen.len())];
+    }
     let host = |mark: &Mark| Mark { sent_unread: 0, unread: 0, ..*mark };
-    let same = |(frozen, began): (&Mark, &Mark)| {
-        host(frozen) == host(began) && began.sent_unread <= frozen.sent_unread && began.unread >= frozen.unread
+    let pairs = frozen.iter().zip(began).filter(|(frozen, began)| {
+        host(frozen) != host(began) || began.sent_unread > frozen.sent_unread || began.unread < frozen.unread
+    });
+    let sentence = |(frozen, began): (&Mark, &Mark)| {
+        format!(
+            "{}: came up with {} sent ({} unread) and {} received ({} unread); the snapshot was taken at {} ({}) and {} ({})",
+            frozen.course.name(),
+            began.sent,
+            began.sent_unread,
+            began.received,
+            began.unread,
+            frozen.sent,
+            frozen.sent_unread,
+            frozen.received,
+            frozen.unread
+        )
     };
-    let all = frozen.len() == began.len() && frozen.iter().zip(began).all(same);
-    (!all).then(|| format!("came up at {began:?}, and the snapshot was taken at {frozen:?}"))
+    pairs.map(sentence).collect()
 }
 
 /// A guest's record in the middle of traffic: what it has seen is the beginning of what is sent.
@@ -268,3 +285,6 @@ fn piece(event: &Event) -> Option<(Course, u64, &[u8])> {
 fn marks<'a>(entries: &'a [Entry], choose: impl Fn(&'a Event) -> Option<&'a Vec<Mark>>) -> Option<&'a Vec<Mark>> {
     entries.iter().find_map(|entry| choose(&entry.event))
 }
+
+#[cfg(test)]
+mod tests;

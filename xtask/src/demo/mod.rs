@@ -65,11 +65,14 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
     let place = Place::new(arguments.keep.as_deref())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let result = runtime.block_on(async {
-        let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut hangup = signal(SignalKind::hangup())?;
         tokio::select! {
             result = show(arguments, &place) => result,
             _ = interrupt.recv() => bail!("interrupted"),
             _ = terminate.recv() => bail!("terminated"),
+            _ = hangup.recv() => bail!("the terminal is gone"),
         }
     });
     runtime.shutdown_background();
@@ -127,7 +130,10 @@ enum Place {
 impl Place {
     fn new(keep: Option<&Path>) -> Result<Self> {
         let place = match keep {
-            None => Self::Temporary(tempfile::Builder::new().prefix("throughline-demo-").tempdir_in("/dev/shm")?),
+            None => {
+                let prefix = format!("throughline-demo-{}-", std::process::id());
+                Self::Temporary(tempfile::Builder::new().prefix(&prefix).tempdir_in("/dev/shm")?)
+            }
             Some(folder) => {
                 std::fs::create_dir(folder).with_context(|| format!("cannot create {}", folder.display()))?;
                 Self::Kept(folder.canonicalize()?)

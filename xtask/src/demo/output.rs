@@ -6,7 +6,7 @@ use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
-use super::chain::Run;
+use super::chain::{Measured, Run};
 use super::verdict::{Timeline, Verdict};
 
 /// Progress on standard error: a bar on a terminal, lines elsewhere.
@@ -97,15 +97,24 @@ impl Result {
             boot_ms: boots.first().map_or(0.0, |boot| tenths(boot.ready_ms)),
             snapshot_pause_ms: Spread::of(run.timelines.iter().filter_map(|timeline| timeline.pause_ms)),
             restore_ms: Spread::of(restored.iter().map(|timeline| timeline.exchange_ms).filter(|time| *time > 0.0)),
-            memory_bytes: run.timelines.iter().map(|timeline| timeline.memory).max().unwrap_or_default(),
+            memory_bytes: run.timelines.iter().map(|timeline| timeline.memory_bytes).max().unwrap_or_default(),
         }
     }
 }
 
+/// A line of `--json` about one timeline.
+#[derive(Serialize)]
+struct Row<'a> {
+    #[serde(flatten)]
+    verdict: &'a Timeline,
+    #[serde(flatten)]
+    measured: &'a Measured,
+}
+
 /// One object per timeline and finding, and the result.
 pub fn json(run: &Run, verdict: &Verdict, result: &Result) -> anyhow::Result<()> {
-    for timeline in &verdict.timelines {
-        println!("{}", serde_json::to_string(timeline)?);
+    for (verdict, measured) in verdict.timelines.iter().zip(&run.timelines) {
+        println!("{}", serde_json::to_string(&Row { verdict, measured })?);
     }
     for finding in run.failure.iter().chain(&verdict.findings) {
         println!("{}", serde_json::json!({ "finding": finding }));

@@ -1,1 +1,50 @@
-//! Later.
+//! A guest that does not become quiet, and one that is stopped.
+
+use std::time::Duration;
+
+use throughline_sandbox::{Sandbox, SandboxError};
+
+use crate::support::{folder, image, text, watched};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn vm_guest_that_does_not_become_quiet_makes_no_bundle_and_goes_on() {
+    watched(async {
+        let builder = Sandbox::builder(image().await).kernel_argument("throughline.test=no-quiesce");
+        let mut sandbox = builder.create().await.unwrap();
+        let folder = folder();
+        let place = folder.path().join("bundle");
+        sandbox.quiet_deadline(Duration::from_millis(300));
+        for _ in 0..2 {
+            let error = sandbox.snapshot(&place).await.unwrap_err();
+            assert!(matches!(error, SandboxError::Unanswered(..)), "{error}");
+            let words = error.to_string();
+            assert!(words.contains("quiet") && words.contains("300ms"), "{words}");
+            assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is left");
+            assert_eq!(text(&sandbox, "echo on").await, "on");
+        }
+        assert!(sandbox.snapshot_and_stop(&place).await.is_err());
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is left");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn vm_that_stops_hands_its_memory_over_without_a_copy() {
+    watched(async {
+        let sandbox = Sandbox::builder(image().await).create().await.unwrap();
+        text(&sandbox, "echo kept > /tmp/kept").await;
+        let folder = folder();
+        let (bundle, report) = sandbox.snapshot_and_stop(&folder.path().join("one")).await.unwrap();
+        assert_eq!((report.copied, report.corrected, report.stand_still), (0, 0, Duration::ZERO));
+        let sandbox = Sandbox::restore(bundle).start().await.unwrap();
+        assert_eq!(text(&sandbox, "cat /tmp/kept").await, "kept");
+        text(&sandbox, "echo also > /tmp/also").await;
+        // One that was restored keeps its memory over another's file: that is a copy.
+        let (bundle, report) = sandbox.snapshot_and_stop(&folder.path().join("two")).await.unwrap();
+        assert!(report.copied > 0);
+        std::fs::remove_dir_all(folder.path().join("one")).unwrap();
+        let sandbox = Sandbox::restore(bundle).start().await.unwrap();
+        assert_eq!(text(&sandbox, "cat /tmp/kept /tmp/also").await, "kept\nalso");
+    })
+    .await;
+}
