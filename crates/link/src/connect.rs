@@ -92,7 +92,14 @@ impl Connect {
     async fn open(self) -> Result<Handle, Error> {
         let deadline = Instant::now() + self.deadline;
         let core = self.link.core();
-        let opened = timeout_at(deadline, poll_fn(|cx| core.poll_open(&self.options, cx))).await;
+        let free = poll_fn(|cx| {
+            let opened = core.poll_open(&self.options, cx);
+            if opened.is_pending() {
+                self.link.arm_backstop();
+            }
+            opened
+        });
+        let opened = timeout_at(deadline, free).await;
         let this = opened.map_err(|_| Error::Busy)??;
         let handle = Handle::new(self.link.clone(), this);
         if self.answered {
