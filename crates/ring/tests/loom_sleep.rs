@@ -81,6 +81,8 @@ impl Model {
     }
 }
 
+/// Each side attaches before the threads begin: of a thread that loads a word and then stores to it, loom
+/// does not try the store before another thread's load.
 fn check(model: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
     builder.max_branches = 10_000;
@@ -107,12 +109,15 @@ fn no_wake_up_is_lost_between_a_task_its_driver_and_the_peer() {
         let model = Model::new(0, &[0, 8]);
         let watch = Arc::new(Watch { want: AtomicU64::new(NEVER) });
         let sleeper = Sleeper::attach(&model.ledger, model.layout.link_word(Side::Host, LinkWord::Sleep), 6);
+        let view = model.view(Side::Guest);
+        let mut producer = Producer::attach(&view);
+        let ringer = Ringer::attach(model.layout.link_word(Side::Host, LinkWord::Sleep));
 
         let task = {
             let (model, watch) = (model.clone(), watch.clone());
+            let mut consumer = Consumer::attach(&model.view(Side::Host));
             thread::spawn(move || {
                 let view = model.view(Side::Host);
-                let mut consumer = Consumer::attach(&view);
                 if consumer.next_frame(&view).unwrap().is_some() {
                     return true;
                 }
@@ -130,9 +135,6 @@ fn no_wake_up_is_lost_between_a_task_its_driver_and_the_peer() {
                 watch.is_reached(&model.view(Side::Host))
             })
         };
-        let view = model.view(Side::Guest);
-        let mut producer = Producer::attach(&view);
-        let ringer = Ringer::attach(model.layout.link_word(Side::Host, LinkWord::Sleep));
         producer.stage_message(&view, b"wake up").unwrap();
         assert!(producer.publish(&view));
         let rung = ringer.claim(&model.ledger, &view, Cause::Data(producer.produced().0)).is_some();
@@ -157,6 +159,9 @@ fn no_wake_up_is_lost_for_space() {
         };
         let sleeper = Sleeper::attach(&model.ledger, model.layout.link_word(Side::Guest, LinkWord::Sleep), 8);
         let want = Arc::new(AtomicU64::new(NEVER));
+        let view = model.view(Side::Host);
+        let mut consumer = Consumer::attach(&view);
+        let ringer = Ringer::attach(model.layout.link_word(Side::Guest, LinkWord::Sleep));
 
         let task = {
             let (model, want) = (model.clone(), want.clone());
@@ -179,9 +184,6 @@ fn no_wake_up_is_lost_for_space() {
                 want != NEVER && model.view(Side::Guest).alleged(RecordWord::Freed) >= want
             })
         };
-        let view = model.view(Side::Host);
-        let mut consumer = Consumer::attach(&view);
-        let ringer = Ringer::attach(model.layout.link_word(Side::Guest, LinkWord::Sleep));
         let frame = consumer.next_frame(&view).unwrap().unwrap();
         consumer.commit(&view, frame.span());
         let rung = ringer.claim(&model.ledger, &view, Cause::Space(consumer.freed().0)).is_some();
@@ -214,11 +216,13 @@ fn what_is_published_is_whole_across_the_rings_end() {
     const BEGIN: u64 = 3 * RING - 8;
     check(|| {
         let model = Model::new(BEGIN, &[BEGIN, BEGIN + 8, BEGIN + 16]);
+        let view = model.view(Side::Guest);
+        let mut producer = Producer::attach(&view);
         let reader = {
             let model = model.clone();
+            let mut consumer = Consumer::attach(&model.view(Side::Host));
             thread::spawn(move || {
                 let view = model.view(Side::Host);
-                let mut consumer = Consumer::attach(&view);
                 for _ in 0..2 {
                     if let Some(frame) = consumer.next_frame(&view).unwrap() {
                         let mut out = vec![0; frame.len()];
@@ -230,8 +234,6 @@ fn what_is_published_is_whole_across_the_rings_end() {
                 }
             })
         };
-        let view = model.view(Side::Guest);
-        let mut producer = Producer::attach(&view);
         producer.stage_message(&view, b"whole or not").unwrap();
         assert!(producer.publish(&view));
         reader.join().unwrap();
@@ -250,9 +252,9 @@ fn what_is_written_into_freed_space_is_not_scrubbed() {
         assert!(producer.publish(&view));
         let reader = {
             let (model, old) = (model.clone(), old.clone());
+            let mut consumer = Consumer::attach(&model.view(Side::Host));
             thread::spawn(move || {
                 let view = model.view(Side::Host);
-                let mut consumer = Consumer::attach(&view);
                 let mut out = [0; 16];
                 assert_eq!(consumer.read_stream(&view, 0, &mut out), Ok(16));
                 assert_eq!(out, old[..16]);
