@@ -6,12 +6,15 @@ use std::io;
 use std::path::Path;
 use std::pin::pin;
 use std::rc::Rc;
+use std::time::Duration;
 
 use throughline::{Error, Link};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use crate::cgroup::{Cgroup, CgroupError};
+use crate::console::say;
 use crate::control::{Control, Switches};
 use crate::exec::Executor;
 use crate::gate::Gate;
@@ -96,7 +99,7 @@ impl Agent {
         tokio::select! {
             ended = &mut reaping => return Ok(ended?),
             () = never(control.as_mut()) => {}
-            () = self.executor.gate.opened() => {}
+            () = self.open_for_the_first_time() => {}
         }
         for listener in listeners {
             serving.spawn_local(services::serve(Rc::clone(&self), link.clone(), listener));
@@ -107,7 +110,18 @@ impl Agent {
             () = self.power_off.notified() => Ok(()),
         }
     }
+
+    /// Waits for the first identity, however long: only the host knows whether it still comes.
+    async fn open_for_the_first_time(&self) {
+        if timeout(PATIENCE, self.executor.gate.opened()).await.is_err() {
+            say("no identity from the host yet; nothing is served before it");
+            self.executor.gate.opened().await;
+        }
+    }
 }
+
+/// How long the agent waits for its first identity before it says so.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A future that does not end, in a place that wants a result.
 async fn never(future: impl Future<Output = std::convert::Infallible>) {

@@ -218,6 +218,11 @@ fn a_user_may_not_enter_what_only_root_may() {
 
 #[test]
 fn commands_start_with_default_signals_in_a_session_of_their_own() {
+    #[expect(unsafe_code, reason = "only a system call makes a signal ignored")]
+    // SAFETY: SIG_IGN is no function that could run, and nobody else here uses the signal.
+    unsafe {
+        libc::signal(libc::SIGUSR2, libc::SIG_IGN)
+    };
     simply(async |executor| {
         let script = "grep -E '^Sig(Blk|Ign)' /proc/self/status; ps -o pid=,sid= -p $$";
         let mut command = Command::start(&executor, shell(script)).await;
