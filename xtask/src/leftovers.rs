@@ -68,15 +68,18 @@ pub fn adopt_orphans() -> Result<()> {
     set_child_subreaper(Some(getpid())).context("cannot become the parent of orphans")
 }
 
-/// Kills every descendant, and waits until they are gone; for long only where one cannot be killed.
+/// Kills every descendant, and waits until they are gone and waited for; for long only where one cannot be killed.
 pub fn end_descendants() -> Result<()> {
+    // Twice: one look may miss whoever is just going over to another parent.
+    let mut quiet = 0;
     wait_until(Duration::from_secs(10), || {
-        let remaining = descendants()?;
+        let remaining = family()?;
         for process in &remaining {
             // It may have ended since; then there is nothing to end.
             let _ = kill_process(process.pid, Signal::KILL);
         }
-        Ok(remaining.is_empty())
+        quiet = if remaining.is_empty() { quiet + 1 } else { 0 };
+        Ok(quiet == 2)
     })
 }
 
@@ -98,6 +101,7 @@ fn wait_until(longest: Duration, mut done: impl FnMut() -> Result<bool>) -> Resu
 struct Process {
     pid: Pid,
     command: String,
+    zombie: bool,
 }
 
 impl std::fmt::Display for Process {
@@ -108,27 +112,33 @@ impl std::fmt::Display for Process {
 
 /// All living descendants of this process.
 fn descendants() -> Result<Vec<Process>> {
-    let mut children: BTreeMap<i32, Vec<i32>> = BTreeMap::new();
+    let mut all = family()?;
+    all.retain(|process| !process.zombie);
+    Ok(all)
+}
+
+/// All descendants of this process, those included that have ended and were not waited for.
+fn family() -> Result<Vec<Process>> {
+    let mut children: BTreeMap<i32, Vec<(i32, char)>> = BTreeMap::new();
     for entry in fs::read_dir("/proc").context("cannot list processes")?.flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
             continue;
         };
         // A process that ended meanwhile has no file any more.
         let stat = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
-        if let Some((state, parent)) = state_and_parent(&stat)
-            && state != 'Z'
-        {
-            children.entry(parent).or_default().push(pid);
+        if let Some((state, parent)) = state_and_parent(&stat) {
+            children.entry(parent).or_default().push((pid, state));
         }
     }
     let mut found = Vec::new();
     let mut open = vec![getpid().as_raw_nonzero().get()];
     while let Some(parent) = open.pop() {
-        for child in children.remove(&parent).unwrap_or_default() {
+        for (child, state) in children.remove(&parent).unwrap_or_default() {
+            // Also through a zombie: other threads of it may still be going, and keep its children.
             open.push(child);
             if let Some(pid) = Pid::from_raw(child) {
                 let command = command_of(child);
-                found.push(Process { pid, command });
+                found.push(Process { pid, command, zombie: state == 'Z' });
             }
         }
     }

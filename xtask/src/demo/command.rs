@@ -88,7 +88,9 @@ mod tests {
 
     fn heard(messages: &[Vec<u8>]) -> Heard {
         let mut heard = Heard::default();
-        messages.iter().for_each(|message| heard.message(message));
+        for message in messages {
+            heard.message(message);
+        }
         heard
     }
 

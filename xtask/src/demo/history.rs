@@ -154,19 +154,19 @@ impl History {
         if !last {
             findings.push("the chain ended here".to_owned());
         }
-        let mut lost = 0;
+        let mut figures = Figures::default();
         for (course, received) in &self.now.records {
             let seen = received.seen();
             if seen.total.is_none() || !finished {
                 findings.push(format!("{}: the guest's direction did not come to its end", course.name()));
                 let mark = self.frozen.iter().find(|mark| mark.course == *course);
-                lost += mark.map_or(0, |mark| received.missing(mark).unwrap_or(0));
+                figures.lost += mark.map_or(0, |mark| received.missing(mark).unwrap_or(0));
             }
         }
         if !self.now.command.complete() {
             findings.push(format!("exec: not complete after {} bytes", self.now.command.bytes()));
         }
-        Figures { lost, ..Figures::default() }
+        figures
     }
 
     /// What the guest wrote down last, held against what the client sent and received.

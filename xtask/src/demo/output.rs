@@ -86,7 +86,7 @@ fn tenths(value: f64) -> f64 {
 
 impl Result {
     pub fn new(restores: u16, run: &Run, verdict: &Verdict) -> Self {
-        let (boots, restored) = run.timelines.split_at(run.timelines.len().min(1));
+        let (booted, again) = run.timelines.split_at(run.timelines.len().min(1));
         Self {
             restores,
             carried_bytes: verdict.carried_bytes(),
@@ -94,9 +94,9 @@ impl Result {
             doubled: verdict.figures.doubled,
             reordered: verdict.figures.reordered,
             exec_complete: verdict.exec_complete,
-            boot_ms: boots.first().map_or(0.0, |boot| tenths(boot.ready_ms)),
+            boot_ms: booted.first().map_or(0.0, |boot| tenths(boot.ready_ms)),
             snapshot_pause_ms: Spread::of(run.timelines.iter().filter_map(|timeline| timeline.pause_ms)),
-            restore_ms: Spread::of(restored.iter().map(|timeline| timeline.exchange_ms).filter(|time| *time > 0.0)),
+            restore_ms: Spread::of(again.iter().map(|timeline| timeline.exchange_ms).filter(|time| *time > 0.0)),
             memory_bytes: run.timelines.iter().map(|timeline| timeline.memory_bytes).max().unwrap_or_default(),
         }
     }
