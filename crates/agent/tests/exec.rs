@@ -312,6 +312,7 @@ fn nothing_starts_while_the_gate_is_closed() {
 #[test]
 fn commands_live_in_the_users_group_which_freezes_and_dies_together() {
     let path = cgroup_mount().join(format!("throughline-test-exec-{}", std::process::id()));
+    let cleanup = common::Cleanup(path.clone());
     let group = Cgroup::create(&path).unwrap();
     let spawner = Spawner::new(Some(group.entrance().unwrap()), true);
     run(Scope::Adopted, spawner, Path::new("/etc"), async |executor| {
@@ -340,4 +341,5 @@ fn commands_live_in_the_users_group_which_freezes_and_dies_together() {
         group.thaw().unwrap();
     });
     group.remove().unwrap();
+    drop(cleanup);
 }

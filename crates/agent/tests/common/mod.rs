@@ -209,6 +209,20 @@ pub fn cgroup_mount() -> std::path::PathBuf {
     found.expect("no cgroup v2 file system is mounted; these tests need one, and root")[1].into()
 }
 
+/// Removes a control group, whatever became of the test that made it.
+pub struct Cleanup(pub std::path::PathBuf);
+
+impl Drop for Cleanup {
+    fn drop(&mut self) {
+        let _ = std::fs::write(self.0.join("cgroup.kill"), "1");
+        // Until the killed are gone the folder cannot go; nothing else keeps it.
+        let started = std::time::Instant::now();
+        while std::fs::remove_dir(&self.0).is_err() && self.0.exists() && started.elapsed() < WATCHDOG {
+            std::thread::yield_now();
+        }
+    }
+}
+
 /// Writes an executable file. A child does it: a descriptor of ours that is open for writing could be inherited by
 /// a process that another test forks just then, and the file would be busy.
 pub fn write_program(path: &Path, text: &str) {

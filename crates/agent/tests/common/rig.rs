@@ -32,26 +32,13 @@ pub fn identity(seq: u64) -> Identity {
 pub fn rig<F: Future>(name: &str, switches: Switches, test: impl FnOnce(Rc<Rig>) -> F) {
     let group = super::cgroup_mount().join(format!("throughline-test-{name}-{}", std::process::id()));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let cleanup = Cleanup(group.clone());
+    let cleanup = super::Cleanup(group.clone());
     LocalSet::new().block_on(&runtime, async {
         let rig = Rc::new(Rig::new(group, switches));
         tokio::time::timeout(WATCHDOG, test(rig)).await.expect("the test hangs");
     });
     drop(runtime);
     drop(cleanup);
-}
-
-struct Cleanup(PathBuf);
-
-impl Drop for Cleanup {
-    fn drop(&mut self) {
-        let _ = std::fs::write(self.0.join("cgroup.kill"), "1");
-        // Until the killed are gone the folder cannot go; nothing else keeps it.
-        let started = std::time::Instant::now();
-        while std::fs::remove_dir(&self.0).is_err() && self.0.exists() && started.elapsed() < WATCHDOG {
-            std::thread::yield_now();
-        }
-    }
 }
 
 impl Rig {
