@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use nix::sys::ptrace;
-use nix::sys::signal::Signal;
-use nix::sys::wait::{WaitStatus, waitpid};
+use nix::sys::signal::{Signal, kill, raise};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use throughline_sandbox::bundle::{
     Bundle, BundleError, Carried, Draft, MANIFEST, Manifest, RAM, REGION, SIDECAR, STATE, VERSION,
@@ -197,27 +197,32 @@ fn a_draft_that_is_abandoned_or_fails_leaves_nothing_and_takes_nothing_away() {
 /// Runs the inner half, which writes a bundle, until it has made `calls` system calls; then kills it.
 /// Whether it was still running.
 fn killed_after(calls: usize, place: &Path) -> bool {
-    let mut writer = Command::new(std::env::current_exe().unwrap());
-    // With one thread for the tests, that is the process's first, which can be traced by its id.
-    writer.args(["--exact", "a_writer_killed_at_any_system_call_leaves_no_bundle_or_a_whole_one", "--test-threads=1"]);
-    let writer = writer.env(PLACE, place).stdout(Stdio::null()).spawn().unwrap();
-    let pid = Pid::from_raw(writer.id().cast_signed());
-    assert_eq!(waitpid(pid, None).unwrap(), WaitStatus::Stopped(pid, Signal::SIGSTOP));
+    let mut process = Command::new(std::env::current_exe().unwrap());
+    process.args(["--exact", "a_writer_killed_at_any_system_call_leaves_no_bundle_or_a_whole_one"]);
+    let process = process.env(PLACE, place).stdout(Stdio::null()).spawn().unwrap();
+    let process = Pid::from_raw(process.id().cast_signed());
+    // Only the thread that writes is traced.
+    let WaitStatus::Stopped(writer, Signal::SIGSTOP) = wait() else { panic!("the writer did not stop") };
     // Each call stops twice: before it, and after.
     for _ in 0..calls * 2 + 1 {
-        ptrace::syscall(pid, None).unwrap();
-        match waitpid(pid, None).unwrap() {
-            WaitStatus::Exited(_, code) => {
-                assert_eq!(code, 0);
+        ptrace::syscall(writer, None).unwrap();
+        match wait() {
+            WaitStatus::Stopped(..) => {}
+            WaitStatus::Exited(thread, 0) if thread == writer => {
+                assert_eq!(wait(), WaitStatus::Exited(process, 0));
                 return false;
             }
-            WaitStatus::Stopped(..) => {}
             other => panic!("{other:?}"),
         }
     }
-    nix::sys::signal::kill(pid, Signal::SIGKILL).unwrap();
-    assert_eq!(waitpid(pid, None).unwrap(), WaitStatus::Signaled(pid, Signal::SIGKILL, false));
+    kill(process, Signal::SIGKILL).unwrap();
+    while wait().pid() != Some(process) {}
     true
+}
+
+/// Waits for the next thing that happens to a child, or to a thread of one.
+fn wait() -> WaitStatus {
+    waitpid(None, Some(WaitPidFlag::__WALL)).unwrap()
 }
 
 const PLACE: &str = "THROUGHLINE_TEST_PLACE";
@@ -226,7 +231,7 @@ const PLACE: &str = "THROUGHLINE_TEST_PLACE";
 fn a_writer_killed_at_any_system_call_leaves_no_bundle_or_a_whole_one() {
     if let Some(place) = std::env::var_os(PLACE) {
         ptrace::traceme().unwrap();
-        nix::sys::signal::raise(Signal::SIGSTOP).unwrap();
+        raise(Signal::SIGSTOP).unwrap();
         write(Path::new(&place)).unwrap();
         return;
     }

@@ -33,6 +33,9 @@ pub const REGION: &str = "region";
 /// Name of the sidecar's copy.
 pub const SIDECAR: &str = "sidecar";
 
+/// How the folder of a draft begins: it is no bundle, whatever is in it already.
+const DRAFT: &str = ".throughline-partial-";
+
 const FILES: [&str; 4] = [STATE, RAM, REGION, SIDECAR];
 /// A manifest is some kilobytes; more is not read.
 const MANIFEST_MOST: u64 = 1 << 20;
@@ -42,7 +45,7 @@ const MANIFEST_MOST: u64 = 1 << 20;
 #[non_exhaustive]
 pub enum BundleError {
     /// There is none.
-    #[error("{} is no snapshot: it has no {MANIFEST}; a snapshot that was not completed is not one", .0.display())]
+    #[error("{} is no snapshot, for want of a {MANIFEST}, or because it was not completed", .0.display())]
     Absent(PathBuf),
     /// Something is there already.
     #[error("{} exists already; remove it, or choose another name", .0.display())]
@@ -96,6 +99,10 @@ pub struct Bundle {
 impl Bundle {
     /// Opens a bundle: its manifest is checked, and that every file is there with its length.
     pub fn open(folder: &Path) -> Result<Self, BundleError> {
+        let name = folder.file_name().unwrap_or_default();
+        if name.as_encoded_bytes().starts_with(DRAFT.as_bytes()) {
+            return Err(BundleError::Absent(folder.to_path_buf()));
+        }
         let path = folder.join(MANIFEST);
         let length = match fs::metadata(&path) {
             Ok(data) => data.len(),
@@ -195,7 +202,7 @@ impl Draft {
         }
         let parent = place.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         fs::create_dir_all(parent).map_err(BundleError::io("create", parent))?;
-        let folder = tempfile::Builder::new().prefix(".throughline-partial-").tempdir_in(parent);
+        let folder = tempfile::Builder::new().prefix(DRAFT).tempdir_in(parent);
         Ok(Self {
             folder: Some(folder.map_err(BundleError::io("create a folder in", parent))?),
             place: place.to_path_buf(),

@@ -8,8 +8,14 @@ use throughline::Link;
 
 use super::{About, Sandbox, carried};
 use crate::SandboxError;
-use crate::bundle::{Bundle, Carried, Draft, Manifest, RAM, REGION, SIDECAR, STATE, VERSION};
+use crate::bundle::{Bundle, BundleError, Carried, Draft, Manifest, RAM, REGION, SIDECAR, STATE, VERSION};
 use crate::engine::{Capture, CaptureReport, Vm, save_and_stop};
+
+/// The most that a device state needs, in bytes.
+const STATE_ROOM: u64 = 1 << 20;
+
+/// How long a machine may take to show that it has ended, once something went wrong.
+const ENDING: Duration = Duration::from_millis(200);
 
 /// What a snapshot came to.
 #[derive(Clone, Copy, Debug, Default)]
@@ -96,23 +102,40 @@ async fn copy_paused(
 ) -> Result<(CaptureReport, Carried), SandboxError> {
     vm.pause().await?;
     observer(Stage::Paused);
-    vm.save(&draft.path(STATE)).await?;
+    let saved = vm.save(&draft.path(STATE)).await;
+    // Asked while everything that fills the place is still there.
+    saved.map_err(|error| full(draft).unwrap_or_else(|| error.into()))?;
     let copying = blocking(move || capture.finish());
-    let carried = copy_link(link, draft)?;
-    Ok((copying.await?, carried))
+    let carried = copy_link(link, draft);
+    // Awaited in any case: whoever removes the draft must be the last to write into it.
+    let ram = copying.await?;
+    Ok((ram, carried?))
 }
 
 impl Sandbox {
     /// Takes a snapshot at `place`, a folder that must not exist yet; the sandbox goes on. Unread bytes
     /// of every channel are in it.
     ///
-    /// If it fails, or the future is dropped, the sandbox goes on as well, and nothing is at `place`.
+    /// If it fails, the sandbox goes on as well, and nothing is at `place`. If the future is dropped, the
+    /// sandbox goes on, and what is at `place` is complete or nothing.
     pub async fn snapshot(&self, place: &Path) -> Result<(Bundle, SnapshotReport), SandboxError> {
         self.snapshot_observed(place, |_| ()).await
     }
 
     /// The same, telling `observer` where it is. The observer must not wait.
     pub async fn snapshot_observed(
+        &self,
+        place: &Path,
+        observer: impl Fn(Stage) + Send + Sync + 'static,
+    ) -> Result<(Bundle, SnapshotReport), SandboxError> {
+        let taken = self.take(place, observer).await;
+        match taken {
+            Ok(taken) => Ok(taken),
+            Err(error) => Err(explain(error, &*self.vm).await),
+        }
+    }
+
+    async fn take(
         &self,
         place: &Path,
         observer: impl Fn(Stage) + Send + Sync + 'static,
@@ -180,9 +203,29 @@ impl Sandbox {
     }
 }
 
+/// What is behind an error: a machine that has ended shows in many ways.
+async fn explain(error: SandboxError, vm: &dyn Vm) -> SandboxError {
+    if matches!(error, SandboxError::Ended(_) | SandboxError::Bundle(_) | SandboxError::Unanswered(..)) {
+        return error;
+    }
+    if let Ok(exit) = tokio::time::timeout(ENDING, vm.exited()).await {
+        return SandboxError::Ended(Box::new(exit));
+    }
+    error
+}
+
+/// The error for a place without room for a machine's device state, if it has none. A monitor that
+/// could not write does not say why.
+fn full(draft: &Draft) -> Option<SandboxError> {
+    let folder = draft.path("");
+    let space = rustix::fs::statvfs(&folder).ok()?;
+    (space.f_bavail.saturating_mul(space.f_frsize) < STATE_ROOM).then(|| BundleError::NoSpace(folder).into())
+}
+
 fn copy_link(link: &Link, draft: &Draft) -> Result<Carried, SandboxError> {
     let (region, sidecar) = (draft.create(REGION)?, draft.create(SIDECAR)?);
-    let copied = link.copy_frozen(&region, &sidecar).map_err(SandboxError::io("copy the region"))?;
+    let failed = |error| full(draft).unwrap_or_else(|| SandboxError::io("copy the region")(error));
+    let copied = link.copy_frozen(&region, &sidecar).map_err(failed)?;
     Ok(carried(copied))
 }
 

@@ -13,8 +13,8 @@ use throughline_wire::{decode, encode, port};
 use crate::support::{Reader, aged, folder, image, name, now, places, restored, template, text, watched};
 
 /// What the command prints that was asked for while the guest was quiet.
-const WHO: &str =
-    "cat /run/throughline/epoch /etc/machine-id; hostname; date +%s; head -c 16 /dev/urandom | hexdump -v";
+const WHO: &str = "echo epoch $(cat /run/throughline/epoch 2>&1); echo machine $(cat /etc/machine-id 2>&1); \
+    echo name $(hostname); echo clock $(date +%s); echo random $(head -c 16 /dev/urandom | hexdump -v)";
 /// How far a guest's clock may be off because clocks tick.
 const TICK: u64 = 50_000_000;
 
@@ -35,6 +35,14 @@ struct Seen {
     took: Duration,
     /// The host's clock before the restore.
     began: u64,
+}
+
+impl Seen {
+    /// What the request in flight said of this.
+    fn told(&self, what: &str) -> &str {
+        let line = self.in_flight.lines().find_map(|line| line.strip_prefix(what)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("no {what} in {}", self.in_flight))
+    }
 }
 
 async fn look(sandbox: &Sandbox, index: u64, began: u64) -> Seen {
@@ -64,17 +72,16 @@ fn faults_of(seen: &Seen, parent: u128) -> Vec<&'static str> {
     let hexadecimal = |number| format!("{number:032x}");
     let latest = seen.asked[1] + TICK;
     let earliest = seen.asked[0] - u64::try_from(seen.took.as_nanos()).unwrap() - TICK;
-    let in_flight: Vec<_> = seen.in_flight.lines().collect();
-    let date = in_flight.get(3).and_then(|date| date.parse::<u64>().ok()).unwrap_or(0) * 1_000_000_000;
+    let date = seen.told("clock").parse::<u64>().unwrap() * 1_000_000_000;
     let checks = [
         ("epoch", seen.info.epoch == seen.epoch && seen.epoch != parent),
         ("clock", (earliest..latest).contains(&seen.info.realtime_ns)),
         ("machine-id", seen.info.machine_id.len() == 32),
         ("host name", seen.info.machine_id.get(..12).is_some_and(|id| seen.info.hostname.ends_with(id))),
         ("lineage", seen.lineage == format!("{} {} {}", hexadecimal(seen.epoch), hexadecimal(parent), seen.index)),
-        ("epoch in flight", in_flight.first() == Some(&hexadecimal(seen.epoch).as_str())),
-        ("machine-id in flight", in_flight.get(1) == Some(&seen.info.machine_id.as_str())),
-        ("host name in flight", in_flight.get(2) == Some(&seen.info.hostname.as_str())),
+        ("epoch in flight", seen.told("epoch") == hexadecimal(seen.epoch)),
+        ("machine-id in flight", seen.told("machine") == seen.info.machine_id),
+        ("host name in flight", seen.told("name") == seen.info.hostname),
         ("clock in flight", date + 1_000_000_000 > seen.began && date < latest),
     ];
     checks.into_iter().filter(|(_, good)| !good).map(|(what, _)| what).collect()
@@ -85,12 +92,11 @@ fn check(twins: &[Seen; 2], parent: u128) -> Result<(), Vec<&'static str>> {
     let [one, two] = twins;
     let mut faults = faults_of(one, parent);
     faults.extend(faults_of(two, parent));
-    let entropy = |seen: &Seen| seen.in_flight.lines().skip(4).map(str::to_owned).collect::<String>();
     let same = [
         ("epoch", one.info.epoch == two.info.epoch),
         ("random", one.info.random == two.info.random),
         ("random of a new process", one.urandom == two.urandom || one.urandom.len() != 32),
-        ("random in flight", entropy(one) == entropy(two)),
+        ("random in flight", one.told("random") == two.told("random")),
         ("machine-id", one.info.machine_id == two.info.machine_id),
         ("host name", one.info.hostname == two.info.hostname),
     ];

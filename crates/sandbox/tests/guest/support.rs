@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use throughline_sandbox::bundle::Bundle;
 use throughline_sandbox::image::{Image, ImageBuilder};
-use throughline_sandbox::{Child, ChildEvent, Output, Restore, Sandbox};
+use throughline_sandbox::{Child, ChildEvent, Output, Sandbox};
 use throughline_wire::exec::Exit;
 
 /// How long anything may take before a test is called hung.
@@ -76,11 +76,6 @@ pub async fn template() -> Bundle {
 /// A sandbox from the template.
 pub async fn restored() -> Sandbox {
     Sandbox::restore(template().await).start().await.expect("a restored sandbox")
-}
-
-/// Starts a restore whose folders can be looked for afterwards.
-pub fn restore_as(bundle: Bundle, name: &str) -> Restore {
-    Sandbox::restore(bundle).name(name)
 }
 
 /// Runs a shell script.
