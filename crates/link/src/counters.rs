@@ -1,6 +1,6 @@
 //! What a link counts.
 
-use crate::doorbell::Rung;
+use crate::core::Rung;
 use crate::sync::{AtomicU64, Ordering};
 
 /// Totals since the attach.

@@ -50,40 +50,71 @@
 //! # }
 //! ```
 
+#![cfg_attr(loom, expect(dead_code, reason = "models call a part of the core"))]
+
+// The model checker gets the core alone: it knows neither the system nor tokio.
+#[cfg(not(loom))]
 mod backing;
+#[cfg(not(loom))]
 mod connect;
+#[cfg(not(loom))]
 mod control;
 mod core;
 mod counters;
+#[cfg(not(loom))]
 mod doorbell;
+#[cfg(not(loom))]
 mod driver;
 mod error;
 mod event;
+#[cfg(not(loom))]
 mod handle;
+#[cfg(not(loom))]
 mod lease;
+#[cfg(not(loom))]
 mod link;
+#[cfg(not(loom))]
 mod listener;
+#[cfg(not(loom))]
 mod messages;
+#[cfg(not(loom))]
 mod region;
+#[cfg(not(loom))]
 mod sidecar;
+#[cfg(not(loom))]
 mod spin;
+#[cfg(not(loom))]
 mod storm;
+#[cfg(not(loom))]
 mod stream;
 mod sync;
 
+#[cfg(not(loom))]
 pub use backing::{BackingError, FileId};
+#[cfg(not(loom))]
 pub use connect::Connect;
+#[cfg(not(loom))]
 pub use control::{Request, Unanswered};
-pub use core::{AttachCoreError, Carried, ChannelId, ChannelInfo, OnFork};
+#[cfg(loom)]
+pub use core::models;
+pub use core::{AttachCoreError, Carried, ChannelId, ChannelInfo, OnFork, Rung};
 pub use counters::Counters;
-pub use doorbell::{Doorbell, Drained, Rung};
+#[cfg(not(loom))]
+pub use doorbell::{Doorbell, Drained};
 pub use error::{AdoptError, Error};
 pub use event::Event;
+#[cfg(not(loom))]
 pub use lease::{Holder, Lease};
+#[cfg(not(loom))]
 pub use link::{AttachError, Channel, Link, LinkBuilder};
+#[cfg(not(loom))]
 pub use listener::Listener;
+#[cfg(not(loom))]
 pub use messages::{MessageReceiver, MessageSender, Messages, TryRecv};
+#[cfg(not(loom))]
 pub use region::{GuestLeaseError, Region, RegionError};
+#[cfg(not(loom))]
 pub use sidecar::{Origin, Sidecar, SidecarError, SidecarFault, Timeline};
+#[cfg(not(loom))]
 pub use stream::{Stream, StreamReader, StreamWriter};
 pub use throughline_ring::{Class, Corrupt, Geometry, Identity, Kind, Side};

@@ -11,8 +11,9 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
 use crate::connect::Connect;
+use crate::core::Rung;
 use crate::core::{AttachCoreError, AttachOptions, Bell, Core};
-use crate::doorbell::{Doorbell, Rung};
+use crate::doorbell::Doorbell;
 use crate::driver;
 use crate::listener::Listener;
 use crate::messages::Messages;

@@ -10,6 +10,8 @@ mod control;
 mod copy;
 mod freeze;
 mod list;
+#[cfg(loom)]
+pub mod models;
 mod open;
 mod serve;
 #[cfg(test)]
@@ -28,18 +30,31 @@ pub use attach::AttachCoreError;
 pub(crate) use attach::AttachOptions;
 pub use copy::Carried;
 pub use list::{ChannelId, ChannelInfo};
+#[cfg(not(loom))]
+pub(crate) use open::LABEL_BYTES;
 pub use open::OnFork;
-pub(crate) use open::{LABEL_BYTES, OpenOptions, Policy};
+pub(crate) use open::{OpenOptions, Policy};
 pub(crate) use transfer::{Publish, Take};
 
 use crate::counters::Counting;
-use crate::doorbell::Rung;
 use crate::error::Error;
 use crate::event::{Event, EventQueue};
 use crate::sync::Mutex;
 use channel::Channel;
 use open::Backlog;
 use watch::{Bitmap, Watch};
+
+/// What became of a bell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "a lost bell must be rung again"]
+pub enum Rung {
+    /// It is on its way.
+    Accepted,
+    /// The way is full of bells that the peer has not taken yet: it wakes anyway.
+    Pending,
+    /// Nobody is at the other end. The peer looks at everything when it attaches.
+    Lost,
+}
 
 /// The way to wake the peer. It carries no information.
 pub trait Bell {

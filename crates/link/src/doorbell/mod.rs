@@ -16,17 +16,7 @@ use socket::Socket;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// What became of a bell.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use = "a lost bell must be rung again"]
-pub enum Rung {
-    /// It is on its way.
-    Accepted,
-    /// The way is full of bells that the peer has not taken yet: it wakes anyway.
-    Pending,
-    /// Nobody is at the other end. The peer looks at everything when it attaches.
-    Lost,
-}
+use crate::core::Rung;
 
 /// What came in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -34,14 +34,14 @@ fn begin(world: &World, slot: usize) {
 
 /// Whether everything but the unread bytes of `from`'s ring is zero.
 fn assert_scrubbed(world: &World, slot: usize, from: Side) {
-    let word = |side, word| world.word(world.layout.record(side, slot) + word as usize);
-    let (freed, produced) = (word(from.peer(), RecordWord::Freed), word(from, RecordWord::Produced));
+    let at = |side, word| world.word(world.layout.record(side, slot) + word as usize);
+    let (freed, produced) = (at(from.peer(), RecordWord::Freed), at(from, RecordWord::Produced));
     let ring = world.layout.slots()[slot].ring_at(from);
-    for at in (0..RING).step_by(8) {
-        let position = freed / RING * RING + at;
+    for offset in (0..RING).step_by(8) {
+        let position = freed / RING * RING + offset;
         let position = if position < freed { position + RING } else { position };
         if position >= produced.next_multiple_of(8) {
-            let found = world.word(ring + at as usize / 8);
+            let found = world.word(ring + offset as usize / 8);
             assert_eq!(found, 0, "{from:?}'s byte {position} is not scrubbed ({freed}..{produced})");
         }
     }
@@ -102,7 +102,7 @@ impl<'a> Run<'a> {
         assert_eq!(self.world.word(at(RecordWord::Freed)), taken / 8 * 8);
     }
 
-    fn to_the_end(&mut self, mut first: Side, anew: Anew) {
+    fn finish(&mut self, mut first: Side, anew: Anew) {
         for _ in 0..MOST_STEPS {
             let steps = [first, first.peer()].map(|side| self.step(side));
             if steps.contains(&None) {
@@ -143,7 +143,7 @@ fn run(slot: usize, victim: Side, first: Side, anew: Anew, k: u64) -> u64 {
     if run.cores[victim as usize].is_none() {
         run.revive(anew);
     }
-    run.to_the_end(first, anew);
+    run.finish(first, anew);
     fuse.made()
 }
 

@@ -235,7 +235,8 @@ impl App {
                 }
                 let payload = self.salt.borrow().message(self.side, generation, index);
                 // Every other message is fed and flushed; the last one is published by the end.
-                let publish = if index % 2 == 0 && index + 1 < LENGTHS.len() { Publish::Now } else { Publish::Batch };
+                let publish =
+                    if index.is_multiple_of(2) && index + 1 < LENGTHS.len() { Publish::Now } else { Publish::Batch };
                 let sent = core.poll_send(this, publish, Some(&mut context()), &payload);
                 if sent.is_ready() && index + 1 < LENGTHS.len() {
                     let _ = core.poll_flush(this, &mut context());
@@ -268,11 +269,11 @@ impl App {
         }
         assert!(at >= self.delivered.1, "bytes come twice: {at} after {}", self.delivered.1);
         assert!(at <= self.reading, "bytes are lost: {at} after {}", self.reading);
-        let peek = matches!(plan, Plan::Messages { peek: true } | Plan::Bytes { peek: true });
-        let take = if peek { Take::Peek } else { Take::Consume };
-        let peer = self.side.peer();
+        let peeks = matches!(plan, Plan::Messages { peek: true } | Plan::Bytes { peek: true });
+        let take = if peeks { Take::Peek } else { Take::Consume };
+        let from = self.side.peer();
         // What this call may hand over; noted before, in case the process dies in it.
-        self.reading = at + self.most(info.kind, at);
+        self.reading = at + most(info.kind, at);
         let count = match info.kind {
             Kind::Message => {
                 let mut out = Vec::new();
@@ -280,7 +281,7 @@ impl App {
                 let Poll::Ready(got) = got else { return served(core) };
                 if got.unwrap() {
                     let index = message_at(at);
-                    assert_eq!(out, self.salt.borrow().message(peer, generation, index), "message {index}");
+                    assert_eq!(out, self.salt.borrow().message(from, generation, index), "message {index}");
                     span(out.len())
                 } else {
                     0
@@ -294,7 +295,7 @@ impl App {
                 for (index, found) in out[..got].iter().enumerate() {
                     assert_eq!(
                         *found,
-                        self.salt.borrow().byte(peer, generation, at + index as u64),
+                        self.salt.borrow().byte(from, generation, at + index as u64),
                         "byte {}",
                         at + index as u64
                     );
@@ -302,7 +303,7 @@ impl App {
                 got as u64
             }
         };
-        if count > 0 && peek {
+        if count > 0 && peeks {
             let done = core.poll_commit(this, (info.kind == Kind::Stream).then_some(count), &mut context());
             assert_eq!(done, Poll::Ready(Ok(())));
         }
@@ -314,12 +315,13 @@ impl App {
         }
         Step::Worked
     }
+}
 
-    fn most(&self, kind: Kind, at: u64) -> u64 {
-        match kind {
-            Kind::Message => LENGTHS.get(message_at(at)).map_or(0, |len| span(*len)),
-            Kind::Stream => 11.min(stream_goal() - at),
-        }
+/// Bytes that one read may hand over.
+fn most(kind: Kind, at: u64) -> u64 {
+    match kind {
+        Kind::Message => LENGTHS.get(message_at(at)).map_or(0, |len| span(*len)),
+        Kind::Stream => 11.min(stream_goal() - at),
     }
 }
 

@@ -1,218 +1,15 @@
 //! A peer that writes whatever it likes, wherever it can, at any moment.
 
-use std::sync::Arc;
 use std::task::Poll;
 
-use throughline_ring::{Fault, Kind, LinkWord, PeerWord, Phase, Reason, RecordWord, Side, State};
+use throughline_ring::{Fault, Kind, LinkWord, PeerWord, Reason, RecordWord, Side, State};
 use throughline_shmem::Words;
 use throughline_shmem::sync::Ordering::SeqCst;
 
 use super::super::{Publish, Take, Use};
-use super::app::{context, options};
-use super::rig::{Inspector, PORT, RING, TestCore, Trap, World};
-use crate::Event;
+use super::rig::{RING, TestCore, Trap, World};
+use super::scene::{MOMENTS, Moment, Scene};
 use crate::error::Error;
-
-/// Words that one operation may load: a ring and a half, and what belongs to each slot.
-const MOST_LOADS: u64 = RING / 8 * 3 / 2 + 200;
-
-/// What is going on when the peer turns hostile. Slot 0 is opened by the host, slot 2 by the guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Moment {
-    Free,
-    Unanswered(Kind),
-    Live(Kind),
-    /// With a partial last word in both rings, and both directions ended.
-    Ended,
-    Closed,
-}
-
-const MOMENTS: [Moment; 7] = [
-    Moment::Free,
-    Moment::Unanswered(Kind::Stream),
-    Moment::Unanswered(Kind::Message),
-    Moment::Live(Kind::Stream),
-    Moment::Live(Kind::Message),
-    Moment::Ended,
-    Moment::Closed,
-];
-
-struct Scene {
-    world: World,
-    inspector: Arc<Inspector>,
-    host: TestCore,
-    guest: TestCore,
-    /// The channel that nobody attacks.
-    other: [Use; 1],
-}
-
-fn accept(core: &TestCore) -> Use {
-    core.serve();
-    let Poll::Ready(Ok((this, _))) = core.poll_accept(PORT, &mut context()) else { panic!("no open arrived") };
-    this
-}
-
-fn put(core: &TestCore, this: Use, kind: Kind) {
-    for piece in [&b"first"[..], b"second piece"] {
-        let done = match kind {
-            Kind::Message => core.poll_send(this, Publish::Now, None, piece),
-            Kind::Stream => core.poll_write(this, Publish::Now, None, piece).map_ok(|_| ()),
-        };
-        assert_eq!(done, Poll::Ready(Ok(())));
-    }
-}
-
-impl Scene {
-    fn new(moment: Moment) -> Self {
-        let mut world = World::with(2);
-        let inspector = world.inspect();
-        let (host, guest) = (world.living(Side::Host), world.living(Side::Guest));
-        let scene = Self { inspector, host, guest, world, other: [Use { slot: 1, generation: Default::default() }] };
-        scene.begin(moment)
-    }
-
-    fn op<T>(&self, operation: impl FnOnce(&TestCore) -> T) -> T {
-        self.inspector.begin();
-        let result = operation(&self.host);
-        let loads = self.inspector.total();
-        assert!(loads <= MOST_LOADS, "{loads} loads");
-        result
-    }
-
-    fn begin(mut self, moment: Moment) -> Self {
-        let kind = match moment {
-            Moment::Unanswered(kind) | Moment::Live(kind) => kind,
-            _ => Kind::Stream,
-        };
-        // The other one, in slot 1: slot 0 is taken for a moment.
-        let first = self.op(|host| host.try_open(&options(kind, PORT)).unwrap());
-        let other = self.op(|host| host.try_open(&options(Kind::Message, PORT)).unwrap());
-        assert_eq!((first.slot, other.slot), (0, 1));
-        self.other = [other];
-        let accepted = [accept(&self.guest), accept(&self.guest)];
-        if moment == Moment::Free || matches!(moment, Moment::Unanswered(_)) {
-            self.op(|host| host.close(first, Reason::Normal));
-            self.guest.close(accepted[0], Reason::Normal);
-            self.op(TestCore::serve);
-            self.guest.serve();
-        }
-        match moment {
-            Moment::Free => {}
-            Moment::Unanswered(kind) => {
-                let again = self.op(|host| host.try_open(&options(kind, PORT)).unwrap());
-                self.op(|host| put(host, again, kind));
-                self.guest.try_open(&options(kind, PORT)).unwrap();
-            }
-            _ => {
-                let theirs = self.guest.try_open(&options(kind, PORT)).unwrap();
-                self.op(TestCore::serve);
-                let mine = self.op(accept);
-                for (core, this) in [(&self.guest, accepted[0]), (&self.guest, theirs)] {
-                    put(core, this, kind);
-                }
-                for this in [first, mine] {
-                    self.op(|host| put_one_by_one(host, this, kind));
-                }
-                if moment == Moment::Ended {
-                    for this in [first, mine] {
-                        assert!(self.op(|host| host.poll_shutdown(this, &mut context())).is_ready());
-                    }
-                    for this in [accepted[0], theirs] {
-                        assert!(self.guest.poll_shutdown(this, &mut context()).is_ready());
-                    }
-                }
-                if moment == Moment::Closed {
-                    self.op(|host| host.close(first, Reason::Normal));
-                    self.op(|host| host.close(mine, Reason::Reset));
-                }
-            }
-        }
-        self
-    }
-
-    /// Everything that a host may do with a slot, whatever comes of it.
-    fn everything(&self, slot: usize) {
-        self.settle();
-        let (this, kind) = {
-            let entry = self.host.slots[slot].entry.lock();
-            (Use { slot, generation: entry.channel.mine.generation }, entry.channel.mine.kind)
-        };
-        let _ = self.op(|host| host.channels());
-        let mut out = Vec::new();
-        let mut bytes = [0; 64];
-        for take in [Take::Peek, Take::Consume] {
-            let _ = match kind {
-                Kind::Message => self.op(|host| host.poll_recv(this, take, None, &mut out).is_ready()),
-                Kind::Stream => self.op(|host| host.poll_read(this, take, None, &mut bytes).is_ready()),
-            };
-            assert!(out.capacity() <= 2 * RING as usize, "the peer decides how much memory is taken");
-        }
-        let _ = match kind {
-            Kind::Message => self.op(|host| host.poll_send(this, Publish::Now, None, &[1; 3000]).is_ready()),
-            Kind::Stream => self.op(|host| host.poll_write(this, Publish::Now, None, &[1; 4096]).is_ready()),
-        };
-        let _ = self.op(|host| host.poll_accept(PORT, &mut context()).is_ready());
-        let _ = self.op(|host| host.poll_shutdown(this, &mut context()).is_ready());
-        let _ = self.op(TestCore::fall_asleep);
-        self.op(TestCore::wake_up);
-        self.op(|host| host.close(this, Reason::Normal));
-        self.settle();
-        let _ = self.op(|host| host.try_open(&options(kind, PORT)));
-        self.settle();
-    }
-
-    /// A few looks, and there is nothing more to find.
-    fn settle(&self) {
-        for _ in 0..10 {
-            if self.op(TestCore::serve) == 0 {
-                return;
-            }
-        }
-        panic!("the driver is kept busy");
-    }
-
-    /// The channel that nobody attacked carries a message each way.
-    fn others_go_on(&self) {
-        let [other] = self.other;
-        self.guest.serve();
-        for round in 0..2 {
-            let mut out = Vec::new();
-            assert_eq!(self.op(|host| host.poll_send(other, Publish::Now, None, &[round; 9])), Poll::Ready(Ok(())));
-            assert_eq!(self.guest.poll_recv(other, Take::Consume, None, &mut out), Poll::Ready(Ok(true)));
-            assert_eq!(out, [round; 9]);
-            assert_eq!(self.guest.poll_send(other, Publish::Now, None, &[round; 7]), Poll::Ready(Ok(())));
-            let received = self.op(|host| host.poll_recv(other, Take::Consume, None, &mut out));
-            assert_eq!((received, out.as_slice()), (Poll::Ready(Ok(true)), &[round; 7][..]));
-        }
-    }
-
-    /// What was given up stays given up, in a new process too. Returns whether the slot was.
-    fn restart_remembers(&mut self, slot: usize) -> bool {
-        let corrupt = self.host.slots[slot].entry.lock().channel.corrupt;
-        let mut told = false;
-        while let Poll::Ready(event) = self.host.poll_event(&mut context()) {
-            told |= matches!(event, Event::Corrupt { channel, why } if channel == slot && Some(why) == corrupt);
-        }
-        assert_eq!(told, corrupt.is_some(), "whoever owns the channel is told");
-        self.inspector.begin();
-        self.host = self.world.living(Side::Host);
-        let entry = self.host.slots[slot].entry.lock();
-        assert_eq!(entry.channel.corrupt, corrupt);
-        assert!(corrupt.is_none() || entry.channel.mine.phase != Phase::Live);
-        drop(entry);
-        self.settle();
-        corrupt.is_some()
-    }
-}
-
-fn put_one_by_one(core: &TestCore, this: Use, kind: Kind) {
-    // One operation for the inspector: a single write.
-    let done = match kind {
-        Kind::Message => core.poll_send(this, Publish::Now, None, b"unread"),
-        Kind::Stream => core.poll_write(this, Publish::Now, None, b"unread").map_ok(|_| ()),
-    };
-    assert_eq!(done, Poll::Ready(Ok(())));
-}
 
 /// What may stand in a word that held `old`.
 fn rubbish(old: u64) -> Vec<u64> {
@@ -243,18 +40,18 @@ fn attack(slot: usize, at: impl Fn(&World) -> usize) -> (usize, usize) {
             scene.world.word(at(&scene.world))
         };
         for value in rubbish(old) {
-            let case = std::panic::AssertUnwindSafe(|| {
+            let attacked = std::panic::AssertUnwindSafe(|| {
                 let mut scene = Scene::new(moment);
                 scene.world.region.store(at(&scene.world), value, SeqCst);
                 scene.everything(slot);
                 scene.others_go_on();
                 scene.restart_remembers(slot)
             });
-            match std::panic::catch_unwind(case) {
+            match std::panic::catch_unwind(attacked) {
                 Ok(corrupt) => given_up += usize::from(corrupt),
-                Err(cause) => {
+                Err(panic) => {
                     eprintln!("slot {slot}, {moment:?}: {old:#x} became {value:#x}");
-                    std::panic::resume_unwind(cause);
+                    std::panic::resume_unwind(panic);
                 }
             }
             cases += 1;

@@ -157,8 +157,7 @@ impl Test {
 #[test]
 fn either_end_is_killed_again_and_again_and_every_record_is_accounted_for() {
     if let Some(role) = Role::parse() {
-        let bells = (role.bell(3), role.bell(4));
-        return killed::run(role.side, role.memory(0), role.memory(1), role.memory(2), bells);
+        return killed::run(role.side, [0, 1, 2].map(|at| role.memory(at)), [3, 4].map(|at| role.bell(at)));
     }
     let mut test = Test::new();
     test.start(Side::Host);
@@ -171,7 +170,7 @@ fn either_end_is_killed_again_and_again_and_every_record_is_accounted_for() {
         random ^= random << 17;
         let side = if kill % 2 == 0 { Side::Host } else { Side::Guest };
         // Some die while they attach, most while they work.
-        let stores = if kill % 10 < 2 { random % 60 } else { random % 20_000 };
+        let stores = if kill % 10 < 2 { random % 60 } else { random % 12_000 };
         hits[test.kill_after(side, stores) as usize] += 1;
         test.start(side);
     }

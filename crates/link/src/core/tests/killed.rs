@@ -256,7 +256,7 @@ impl Process {
         let at = info.received - info.received_from;
         let peer = self.side.peer();
         // Both ways of reading, by turns.
-        let take = if at / 8 % 2 == 0 { Take::Peek } else { Take::Consume };
+        let take = if (at / 8).is_multiple_of(2) { Take::Peek } else { Take::Consume };
         let mut out = vec![0; 700];
         let most = if info.kind == Kind::Message { span(message(peer, at).len()) } else { 700 };
         self.set(Mark::Reading.of(channel), at + most);
@@ -308,7 +308,8 @@ impl Process {
 }
 
 /// A side's whole life.
-pub(super) fn run(side: Side, region: OwnedFd, sidecar: OwnedFd, marks: OwnedFd, bells: (OwnedFd, OwnedFd)) {
+pub(super) fn run(side: Side, memories: [OwnedFd; 3], bells: [OwnedFd; 2]) {
+    let ([region, sidecar, marks], [ring, wake]) = (memories, bells);
     let region = Region::from_fd(region).unwrap();
     let sidecar = (side == Side::Host).then(|| Sidecar::from_fd(sidecar.as_fd(), &region).unwrap());
     let _lease = (side == Side::Guest).then(|| region.guest_lease().unwrap());
@@ -330,7 +331,7 @@ pub(super) fn run(side: Side, region: OwnedFd, sidecar: OwnedFd, marks: OwnedFd,
         listen: vec![PORT, PORT + 1],
         agent: None,
     };
-    let bell = Doorbell::eventfds(bells.0, bells.1).unwrap();
+    let bell = Doorbell::eventfds(ring, wake).unwrap();
     let core = Core::attach(ledger, &region.header().geometry, bell, &options).unwrap();
     let _ = core.ring();
     let mut process = Process { side, core, marks, uses: [None; 2], ended: [false; 2], checked: [false; 2] };

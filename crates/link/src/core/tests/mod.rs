@@ -9,3 +9,4 @@ mod killed;
 mod mended;
 mod pairs;
 mod rig;
+mod scene;

@@ -92,8 +92,7 @@ fn can(end: &Channel, view: &View<'_, Arc<HeapWords>>, peer: State, step: Move) 
     let live = end.mine.phase == Phase::Live;
     match step {
         Move::Begin if end.i_open => end.can_open(peer) && end.mine.generation.number() < USES,
-        Move::Begin => end.is_incoming(peer),
-        Move::Refuse => end.is_incoming(peer),
+        Move::Begin | Move::Refuse => end.is_incoming(peer),
         // One message of each side in each use.
         Move::Send => live && !end.mine.tx_shut && end.tx.produced() == Channel::began(view).0,
         Move::Shut => live && !end.mine.tx_shut,

@@ -11,7 +11,7 @@ use throughline_shmem::sync::Ordering;
 use throughline_shmem::{AllocateError, HeapWords, Words};
 
 use super::super::{AttachOptions, Bell, Core};
-use crate::doorbell::Rung;
+use crate::core::Rung;
 
 pub(super) const RING: u64 = 4096;
 pub(super) const PORT: u32 = 7;
