@@ -7,7 +7,6 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use throughline_sandbox::bundle::{RAM, STATE};
-use tokio::time::sleep;
 
 use super::output::Progress;
 use super::process::{Worker, output, this_program};
@@ -20,9 +19,6 @@ pub const RECORDS: &str = "records";
 
 /// Folder of the bundles, where each is moved to.
 pub const BUNDLES: &str = "bundles";
-
-/// How long a source goes on after its snapshot, at least.
-const GOES_ON: Duration = Duration::from_millis(250);
 
 /// How long a worker may be silent.
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -108,8 +104,8 @@ impl Chain<'_> {
         progress.step(&format!("timeline {timeline}: snapshot in the middle of it"));
         let Line::Snapshot { pause_ms } = worker.line(PATIENCE).await? else { bail!(OUT_OF_TURN) };
         measured.pause_ms = Some(pause_ms);
-        progress.step(&format!("timeline {timeline}: goes on, and is killed"));
-        sleep(GOES_ON).await;
+        progress.step(&format!("timeline {timeline}: goes on, to be killed"));
+        let Line::WentOn = worker.line(PATIENCE).await? else { bail!(OUT_OF_TURN) };
         worker.kill().await?;
         let moved = self.bundle(timeline + 1);
         fs::rename(&place, &moved).context("cannot move the bundle")?;

@@ -72,7 +72,7 @@ impl Course {
 pub const LONGEST: u32 = 2000;
 
 /// Pause of each reader after each record.
-pub const READ_PACE_US: u32 = 3000;
+pub const READ_PACE_US: u32 = 5000;
 
 /// Exit code of the command: one that nothing else has.
 pub const EXIT_CODE: i32 = 7;

@@ -15,6 +15,9 @@ use tokio::task::JoinSet;
 use super::course::{Course, LONGEST, READ_PACE_US, SCRIPT, STOP_SIGNAL};
 use super::record::{Event, Mark, Writer};
 
+/// Unread bytes that the client leaves to come.
+const LEFT: u64 = 16 << 10;
+
 /// The writing half of a channel.
 enum Tx {
     Messages(MessageSender),
@@ -242,6 +245,12 @@ async fn send_records(mark: Mark, mut tx: Tx, finish: watch::Receiver<bool>, wri
 async fn receive(course: Course, mut rx: Rx, paced: Option<watch::Receiver<bool>>, writer: Writer) -> Result<()> {
     let mut piece = Vec::new();
     loop {
+        if let Some(finish) = &paced {
+            // However slow the guest is at this moment: something stays unread, for a snapshot to carry.
+            while !*finish.borrow() && rx.info()?.unread < LEFT {
+                tokio::time::sleep(Duration::from_micros(READ_PACE_US.into())).await;
+            }
+        }
         let at = rx.info()?.received;
         if !rx.peek(&mut piece).await? {
             return Ok(());

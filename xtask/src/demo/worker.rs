@@ -24,10 +24,13 @@ const ENOUGH: u64 = 8 << 10;
 /// How long traffic runs, once the rings have filled, before what comes next.
 const RUN: Duration = Duration::from_millis(500);
 
+/// How long a source goes on after its snapshot before it may be killed, at least.
+const GOES_ON: Duration = Duration::from_millis(250);
+
 /// How long anything that is not a start may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How long a source waits to be killed.
+/// How long a source goes on before it gives up waiting to be killed.
 const UNTIL_KILLED: Duration = Duration::from_mins(1);
 
 /// What a worker is told.
@@ -78,6 +81,8 @@ pub enum Line {
         /// How long the guest stood still.
         pause_ms: f64,
     },
+    /// The source has gone on for long enough, with traffic in both directions of both channels; it goes on still.
+    WentOn,
     /// Everything has come to its end.
     Finished,
     /// Something failed.
@@ -170,7 +175,7 @@ async fn lead(sandbox: &Sandbox, arguments: &Arguments, writer: &Writer) -> Resu
     let (_, report) = sandbox.snapshot_observed(place, observer).await?;
     writer.add(Event::GoesOn)?;
     Line::Snapshot { pause_ms: milliseconds(report.stand_still) }.say()?;
-    timeout(UNTIL_KILLED, watch_guest(sandbox.link(), writer)).await.context("the source was not killed")?
+    timeout(UNTIL_KILLED, go_on(sandbox.link(), writer)).await.context("the source was not killed")?
 }
 
 /// Waits until every ring holds unread bytes.
@@ -190,10 +195,21 @@ async fn filled(link: &Link) -> Result<()> {
     filled.with_context(|| format!("the rings did not fill: {:?}", Mark::all(link)))
 }
 
-/// Writes down again and again what the guest has written down.
-async fn watch_guest(link: &Link, writer: &Writer) -> Result<()> {
+/// Goes on until it is killed, and writes down again and again what the guest has written down.
+async fn go_on(link: &Link, writer: &Writer) -> Result<()> {
+    let (since, mut before, mut told) = (Instant::now(), Mark::all(link), false);
+    before.retain(|mark| Course::RECORDS.contains(&mark.course));
     loop {
         writer.add(Event::Guest(guest_record(link).await?))?;
+        let now = Mark::all(link);
+        let moved = |before: &Mark| {
+            let now = now.iter().find(|now| now.course == before.course);
+            now.is_some_and(|now| now.sent > before.sent && now.received > before.received)
+        };
+        if !told && since.elapsed() >= GOES_ON && before.iter().all(moved) {
+            Line::WentOn.say()?;
+            told = true;
+        }
         sleep(Duration::from_millis(20)).await;
     }
 }
