@@ -198,3 +198,15 @@ fn open_of_a_vm(world: &World, guest: &TestCore) -> super::super::Use {
     world.room.store(room, SeqCst);
     this
 }
+
+/// A host that died in the middle of dropping what an abandoned open had left: in a restored region its
+/// ring may be a hole. The rig panics when a host touches one.
+#[test]
+fn a_scrub_that_a_successor_finishes_has_memory() {
+    let mut world = World::new();
+    let taken = world.layout.record(Side::Host, 1) + RecordWord::Taken as usize;
+    throughline_shmem::Words::store(&*world.sidecar, taken, 64, SeqCst);
+    let _ = world.inspect();
+    let _host = world.living(Side::Host);
+    assert_eq!(world.word(world.layout.record(Side::Host, 1) + RecordWord::Freed as usize), 64);
+}
