@@ -8,8 +8,10 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::link::{Link, LinkCore};
 
-/// How often a bell is repeated while an acknowledgement is due: those in flight at a snapshot are lost.
+/// When a bell is first repeated while an acknowledgement is due: those in flight at a snapshot are lost.
 const REPEAT: Duration = Duration::from_millis(5);
+/// How rarely it is repeated at last. Each repeat costs the guest an interrupt, which it may have no time for.
+const REPEAT_AT_LAST: Duration = Duration::from_millis(160);
 
 /// The peer did not do in time what it was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -41,9 +43,10 @@ impl Link {
         mut done: impl FnMut(&LinkCore) -> bool,
     ) -> Result<(), Unanswered> {
         let until = Instant::now() + deadline;
+        let mut repeat = REPEAT;
         loop {
             let look = poll_fn(|cx| self.core().poll_link(cx, |core| done(core).then_some(())));
-            let next = until.min(Instant::now() + REPEAT);
+            let next = until.min(Instant::now() + repeat);
             if timeout_at(next, look).await.is_ok() {
                 return Ok(());
             }
@@ -51,6 +54,7 @@ impl Link {
                 return Err(Unanswered { what, deadline });
             }
             let _ = self.core().ring();
+            repeat = (2 * repeat).min(REPEAT_AT_LAST);
         }
     }
 
