@@ -78,7 +78,7 @@ async fn vm_power_off_is_told_to_whoever_waits() {
 
         // In good order, by the agent: processes end first.
         let sandbox = restored(&name).await;
-        let script = "trap 'echo bye; exit 4' TERM; echo up; while :; do usleep 1000; done";
+        let script = "trap 'echo bye; exit 4' TERM; echo up; while :; do :; done";
         let child = sandbox.command("sh").args(["-c", script]).spawn().await.unwrap();
         let mut reader = crate::support::Reader::new(child);
         reader.read(3).await;

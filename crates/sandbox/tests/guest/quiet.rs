@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use throughline_sandbox::{Sandbox, SandboxError};
 
-use crate::support::{folder, image, text, watched};
+use crate::support::{folder, image, restored, text, watched};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn vm_guest_that_does_not_become_quiet_makes_no_bundle_and_goes_on() {
@@ -24,6 +24,23 @@ async fn vm_guest_that_does_not_become_quiet_makes_no_bundle_and_goes_on() {
         }
         assert!(sandbox.snapshot_and_stop(&place).await.is_err());
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is left");
+    })
+    .await;
+}
+
+/// The request is taken back: a guest that follows it a moment later does not stay frozen.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn vm_guest_that_becomes_quiet_too_late_goes_on() {
+    watched(async {
+        let mut sandbox = restored().await;
+        let folder = folder();
+        for micros in [0, 50, 100, 200, 400, 800] {
+            sandbox.quiet_deadline(Duration::from_micros(micros));
+            let result = sandbox.snapshot(&folder.path().join(micros.to_string())).await;
+            assert!(matches!(result, Ok(_) | Err(SandboxError::Unanswered(..))), "{result:?}");
+            assert!(micros > 0 || result.is_err(), "no guest is that fast");
+            assert_eq!(text(&sandbox, "echo on").await, "on");
+        }
     })
     .await;
 }
