@@ -1,9 +1,10 @@
 //! Traffic over the link between the two processes.
+#![expect(clippy::cast_precision_loss, reason = "figures for people")]
 
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use throughline::{MessageReceiver, MessageSender, TryRecv};
+use throughline::{MessageReceiver, TryRecv};
 
 use super::line::Patience;
 use super::pair::{ECHO, Pair, SINK, SLEEPER};
@@ -12,8 +13,11 @@ use crate::bench::figure::Samples;
 const BATCH: usize = 64;
 const BATCHES: usize = 256;
 const WARM_UP: usize = 32;
-/// The rings of a wide channel, twice: every page is there, on both sides.
-const LAP: usize = 8 << 20;
+/// Bytes of a wide channel's ring.
+const RING: usize = 4 << 20;
+const LAPS: usize = 64;
+/// Until every page is there, on both sides, and the ring is as full as it stays.
+const WARM_UP_LAPS: usize = 4;
 
 /// Nanoseconds of an 8-byte round trip while both sides poll: the median of batches.
 pub async fn round_trips(pair: &Pair) -> Result<f64> {
@@ -34,31 +38,29 @@ pub async fn round_trips(pair: &Pair) -> Result<f64> {
     Ok(Samples::new(batches)?.median())
 }
 
-/// Messages a second, one way, both sides polling: from the first until the peer has counted the last.
-pub async fn one_way(pair: &Pair, len: usize, messages: usize) -> Result<f64> {
+/// Messages a second, one way, both sides polling: the median of laps, each as large as the ring, while
+/// the peer keeps up.
+pub async fn one_way(pair: &Pair, len: usize) -> Result<f64> {
     let (mut sender, mut receiver) = pair.connect(SINK).await?.into_split();
     let message = vec![7; len];
-    flow(&mut sender, &mut receiver, &message, LAP.div_ceil(len)).await?;
-    let started = Instant::now();
-    flow(&mut sender, &mut receiver, &message, messages).await?;
-    Ok(messages as f64 / started.elapsed().as_secs_f64())
-}
-
-async fn flow(
-    sender: &mut MessageSender,
-    receiver: &mut MessageReceiver,
-    message: &[u8],
-    count: usize,
-) -> Result<()> {
-    for _ in 0..count {
-        push(|| sender.try_feed(message))?;
+    let lap = RING / len;
+    let mut rates = Vec::with_capacity(LAPS);
+    for number in 0..WARM_UP_LAPS + LAPS {
+        let started = Instant::now();
+        for _ in 0..lap {
+            push(|| sender.try_feed(&message))?;
+        }
+        if number >= WARM_UP_LAPS {
+            rates.push(lap as f64 / started.elapsed().as_secs_f64());
+        }
     }
     push(|| sender.try_feed(&[]))?;
     sender.flush().await?;
     let mut answer = Vec::new();
-    poll(receiver, &mut answer)?;
-    ensure!(answer.len() == 8, "the peer did not count");
-    Ok(())
+    poll(&mut receiver, &mut answer)?;
+    let expected = ((WARM_UP_LAPS + LAPS) * lap) as u64;
+    ensure!(answer == expected.to_le_bytes(), "not all of {expected} messages came");
+    Ok(Samples::new(rates)?.median())
 }
 
 fn push(mut attempt: impl FnMut() -> Result<bool, throughline::Error>) -> Result<()> {
