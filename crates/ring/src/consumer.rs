@@ -51,12 +51,14 @@ impl Consumer {
     }
 
     /// Looks at the peer's `produced` and returns the number of unread bytes.
+    #[inline]
     pub fn refresh(&mut self, view: &View<'_, impl Words>) -> Result<u64, Corrupt> {
         self.produced = check_produced(view.alleged(RecordWord::Produced), self.produced, self.freed, view.capacity())?;
         Ok(self.produced.since(self.taken))
     }
 
     /// Unread bytes, looking at the peer's word only when none are known.
+    #[inline]
     fn unread(&mut self, view: &View<'_, impl Words>) -> Result<u64, Corrupt> {
         match self.produced.since(self.taken) {
             0 => self.refresh(view),
@@ -76,6 +78,7 @@ impl Consumer {
 
     /// Judges the next message's header, which is loaded once; `None` if there is no message.
     /// Nothing is consumed.
+    #[inline]
     pub fn next_frame(&mut self, view: &View<'_, impl Words>) -> Result<Option<Frame>, Corrupt> {
         let unread = self.unread(view)?;
         if unread == 0 {
@@ -91,6 +94,7 @@ impl Consumer {
     ///
     /// # Panics
     /// When `out` is shorter, which is the caller's mistake.
+    #[inline]
     pub fn read_frame(&self, view: &View<'_, impl Words>, frame: Frame, out: &mut [u8]) {
         view.receiving().copy_out(frame.payload(), &mut out[..frame.len()]);
     }
@@ -99,6 +103,7 @@ impl Consumer {
     ///
     /// Order: `taken`, then the scrub, then `freed`. A successor that finds `taken` ahead of `freed`
     /// finishes the scrub.
+    #[inline]
     pub fn commit(&mut self, view: &View<'_, impl Words>, bytes: u64) {
         debug_assert!(bytes <= self.produced.since(self.taken), "committed more than was read");
         self.taken = self.taken.plus(bytes);
@@ -126,6 +131,7 @@ impl Consumer {
     }
 
     /// Scrubs whole consumed words and frees them.
+    #[inline]
     fn release(&mut self, view: &View<'_, impl Words>) {
         let to = self.taken.floor();
         if to > self.freed {

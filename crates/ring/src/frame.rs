@@ -38,6 +38,7 @@ impl Frame {
     }
 
     /// Judges a header that was loaded once from `at`, where `there` bytes are unread.
+    #[inline]
     pub(crate) fn decode(word: u64, at: Position, there: u64) -> Result<Self, Corrupt> {
         let corrupt = |fault| Corrupt { word: PeerWord::Frame, fault, value: word };
         if (word >> 32) as u32 != mark(at) {

@@ -80,6 +80,7 @@ impl Producer {
     }
 
     /// Bytes of space, looking at the peer's word only where the known space does not suffice.
+    #[inline]
     fn space(&mut self, view: &View<'_, impl Words>, needed: u64) -> Result<u64, Corrupt> {
         let space = |this: &Self| view.capacity() - this.staged.since(this.freed);
         if space(self) < needed {
@@ -120,6 +121,7 @@ impl Producer {
     }
 
     /// Stages one whole message.
+    #[inline]
     pub fn stage_message(&mut self, view: &View<'_, impl Words>, payload: &[u8]) -> Result<(), Full> {
         let len = payload.len() as u64;
         let max = view.capacity() - HEADER_BYTES;
@@ -148,6 +150,7 @@ impl Producer {
     /// one. The kept tail belongs to the word of the kept cursor, so a partial word that gets completed
     /// is published by itself before the tail of a later word replaces it.
     #[must_use = "the peer may have to be woken"]
+    #[inline]
     pub fn publish(&mut self, view: &View<'_, impl Words>) -> bool {
         if self.staged == self.produced {
             return false;

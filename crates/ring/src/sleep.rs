@@ -90,6 +90,7 @@ impl Ringer {
     /// To be called after every publishing store of a channel. `Some` means: ring now, and tell
     /// [`refused`](Self::refused) if the bell was not taken.
     #[must_use = "the peer sleeps and waits for a bell"]
+    #[inline]
     pub fn claim<W: Words>(&self, ledger: &Ledger<W>, view: &View<'_, W>, cause: Cause) -> Option<Episode> {
         self.claim_if(ledger, || match cause {
             Cause::Data(position) => wants(view, RecordWord::WantData, position),
@@ -104,6 +105,7 @@ impl Ringer {
         self.claim_if(ledger, || true)
     }
 
+    #[inline]
     fn claim_if(&self, ledger: &Ledger<impl Words>, reached: impl FnOnce() -> bool) -> Option<Episode> {
         // Pairs with the fences in `Sleeper::fall_asleep` and `register`.
         fence(Ordering::SeqCst);

@@ -19,6 +19,7 @@ pub struct Ledger<W> {
 
 impl<W: Words> Ledger<W> {
     /// The host gives a sidecar, whose words lie at the region's offsets; the guest has none.
+    #[inline]
     pub fn new(region: W, sidecar: Option<W>) -> Self {
         Self { region, sidecar }
     }
@@ -34,6 +35,7 @@ impl<W: Words> Ledger<W> {
     }
 
     /// Keeps, then shows. Each store is a release: what was written before it is seen with it.
+    #[inline]
     pub fn publish(&self, at: usize, value: u64) {
         // Sidecar first: a successor republishes from it, so it must never lag behind the region.
         if let Some(sidecar) = &self.sidecar {
@@ -43,11 +45,13 @@ impl<W: Words> Ledger<W> {
     }
 
     /// Remembers for a successor.
+    #[inline]
     pub fn keep(&self, at: usize, value: u64) {
         self.sidecar.as_ref().unwrap_or(&self.region).store(at, value, Ordering::Release);
     }
 
     /// Tells the peer; nobody needs it later.
+    #[inline]
     pub fn show(&self, at: usize, value: u64) {
         self.region.store(at, value, Ordering::Release);
     }
@@ -58,6 +62,7 @@ impl<W: Words> Ledger<W> {
     }
 
     /// A word of the peer: an allegation. Pairs with the release of [`publish`](Self::publish).
+    #[inline]
     pub fn alleged(&self, at: usize) -> u64 {
         self.region.load(at, Ordering::Acquire)
     }
@@ -79,6 +84,7 @@ impl<'a, W: Words> View<'a, W> {
     ///
     /// # Panics
     /// When there is no such channel.
+    #[inline]
     pub fn new(ledger: &'a Ledger<W>, layout: &Layout, side: Side, channel: usize) -> Self {
         let slot = layout.slots()[channel];
         Self {
@@ -97,11 +103,13 @@ impl<'a, W: Words> View<'a, W> {
     }
 
     /// Keeps, then shows, a word of mine.
+    #[inline]
     pub fn publish(&self, word: RecordWord, value: u64) {
         self.ledger.publish(self.mine + word as usize, value);
     }
 
     /// Remembers a word of mine for a successor.
+    #[inline]
     pub fn keep(&self, word: RecordWord, value: u64) {
         self.ledger.keep(self.mine + word as usize, value);
     }
@@ -112,6 +120,7 @@ impl<'a, W: Words> View<'a, W> {
     }
 
     /// Shows a word of mine.
+    #[inline]
     pub fn show(&self, word: RecordWord, value: u64) {
         self.ledger.show(self.mine + word as usize, value);
     }
@@ -127,6 +136,7 @@ impl<'a, W: Words> View<'a, W> {
     }
 
     /// A word of the peer.
+    #[inline]
     pub fn alleged(&self, word: RecordWord) -> u64 {
         self.ledger.alleged(self.theirs + word as usize)
     }
@@ -149,24 +159,29 @@ pub(crate) struct Bytes<'a, W> {
 }
 
 impl<W: Words> Bytes<'_, W> {
+    #[inline]
     fn word(&self, at: Position) -> usize {
         self.at + ((at.0 & (self.capacity - 1)) as usize) / WORD
     }
 
     /// Bytes from `at` to the ring's end.
+    #[inline]
     fn to_end(&self, at: Position) -> usize {
         (self.capacity - (at.0 & (self.capacity - 1))) as usize
     }
 
+    #[inline]
     pub(crate) fn load(&self, at: Position) -> u64 {
         self.memory.load(self.word(at), Ordering::Relaxed)
     }
 
+    #[inline]
     pub(crate) fn store(&self, at: Position, value: u64) {
         self.memory.store(self.word(at), value, Ordering::Relaxed);
     }
 
     /// Writes whole words from the word's boundary `at`.
+    #[inline]
     pub(crate) fn copy_in(&self, at: Position, bytes: &[u8]) {
         let (first, rest) = bytes.split_at(bytes.len().min(self.to_end(at)));
         self.memory.copy_in(self.word(at), first);
@@ -176,6 +191,7 @@ impl<W: Words> Bytes<'_, W> {
     }
 
     /// Reads bytes from any position.
+    #[inline]
     pub(crate) fn copy_out(&self, mut at: Position, mut out: &mut [u8]) {
         if at.in_word() != 0 && !out.is_empty() {
             let from = at.in_word();
@@ -201,6 +217,7 @@ impl<W: Words> Bytes<'_, W> {
     }
 
     /// Zeroes the whole words of `[from, to)`, both on words' boundaries, at most a ring.
+    #[inline]
     pub(crate) fn scrub(&self, from: Position, to: Position) {
         let bytes = to.since(from).min(self.capacity) as usize;
         let first = bytes.min(self.to_end(from));

@@ -53,6 +53,7 @@ impl Channel {
     }
 
     /// Reads the peer's state, once, and judges it.
+    #[inline]
     pub(crate) fn look(&mut self, view: &View<'_, impl Words>) -> Result<State, Corrupt> {
         let word = view.alleged(RecordWord::State);
         if let Some((judged, peer)) = self.judged
@@ -68,6 +69,7 @@ impl Channel {
     }
 
     /// What a state of the peer means for the use that I am in (live or closed).
+    #[inline]
     pub(crate) fn relate(&self, peer: State) -> Peer {
         match peer.phase {
             _ if peer.generation != self.mine.generation => Peer::Behind,

@@ -127,6 +127,7 @@ impl Entry {
         }
     }
 
+    #[inline]
     fn in_use(&self, this: Use) -> Result<(), Error> {
         if let Some(corrupt) = self.channel.corrupt {
             return Err(corrupt.into());
@@ -155,6 +156,7 @@ impl<W: Words, B: Bell> Core<W, B> {
         self.layout.slots()[slot].ring_bytes
     }
 
+    #[inline]
     fn view(&self, slot: usize) -> View<'_, W> {
         View::new(&self.ledger, &self.layout, self.side, slot)
     }
@@ -164,6 +166,7 @@ impl<W: Words, B: Bell> Core<W, B> {
     }
 
     /// After a publishing store: rings if the peer sleeps and wants it.
+    #[inline]
     fn notify(&self, view: &View<'_, W>, cause: Cause) {
         match self.ringer.claim(&self.ledger, view, cause) {
             Some(episode) => self.ring_for(episode),

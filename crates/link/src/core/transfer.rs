@@ -14,6 +14,16 @@ use crate::error::Error;
 /// messages fast, and batches by count would stall small rings.
 const BATCH_BYTES: u64 = 16 << 10;
 
+impl Entry {
+    fn waits(&mut self, task: Task, cx: &mut Context<'_>) {
+        let waker = match task {
+            Task::Reader => &mut self.reader,
+            Task::Writer => &mut self.writer,
+        };
+        *waker = Some(cx.waker().clone());
+    }
+}
+
 /// Which of a channel's two tasks asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Task {
@@ -45,6 +55,10 @@ type Attempt<T> = Result<Result<T, Want>, Error>;
 impl<W: Words, B: Bell> Core<W, B> {
     /// Makes one attempt; if it must wait, registers and looks again. Without a context it only tries:
     /// pending then means *would block*.
+    ///
+    /// Inlined into its callers, as all that it calls when nothing is amiss: otherwise results as wide as
+    /// an error go through memory at each step, which is a third of a small message's time.
+    #[inline]
     fn poll<T>(
         &self,
         this: Use,
@@ -56,55 +70,67 @@ impl<W: Words, B: Bell> Core<W, B> {
         if let Err(error) = entry.in_use(this) {
             return Poll::Ready(Err(error));
         }
-        let view = self.view(this.slot);
-        let waits = |entry: &mut Entry, cx: &mut Context<'_>| {
-            let waker = match task {
-                Task::Reader => &mut entry.reader,
-                Task::Writer => &mut entry.writer,
-            };
-            *waker = Some(cx.waker().clone());
-        };
         if self.is_frozen() {
             // The thaw wakes everybody.
             if let Some(cx) = cx {
-                waits(&mut entry, cx);
+                entry.waits(task, cx);
             }
             return Poll::Pending;
         }
-        let mut once = |entry: &mut Entry| {
-            let result = entry.channel.look(&view).map_err(Error::from).and_then(|peer| attempt(entry, &view, peer));
-            if let (Err(Error::Corrupt(corrupt)), None) = (&result, entry.channel.corrupt) {
-                self.give_up(this.slot, entry, &view, *corrupt);
-            }
-            result
-        };
-        let want = match once(&mut entry) {
-            Ok(Err(want)) => want,
-            Ok(Ok(done)) => return Poll::Ready(Ok(done)),
-            Err(error) => return Poll::Ready(Err(error)),
-        };
-        let Some(cx) = cx else { return Poll::Pending };
-        // Whoever waits publishes first, or both sides would wait.
-        self.publish(&mut entry, &view);
-        waits(&mut entry, cx);
-        self.waiting.set(this.slot);
-        self.slots[this.slot].watch.register(&view, want);
-        match once(&mut entry) {
-            Ok(Err(_)) => Poll::Pending,
-            Ok(Ok(done)) => {
-                self.slots[this.slot].watch.withdraw(&view, want);
-                Poll::Ready(Ok(done))
-            }
-            Err(error) => Poll::Ready(Err(error)),
+        let view = self.view(this.slot);
+        match once(&mut entry, &view, &mut attempt) {
+            Ok(Ok(done)) => Poll::Ready(Ok(done)),
+            Ok(Err(want)) => match cx {
+                Some(cx) => self.wait(this.slot, task, cx, &mut entry, want, attempt),
+                None => Poll::Pending,
+            },
+            Err(error) => Poll::Ready(Err(self.failed(this.slot, &mut entry, error))),
         }
     }
 
+    /// Registers what a task waits for, and looks again.
+    fn wait<T>(
+        &self,
+        slot: usize,
+        task: Task,
+        cx: &mut Context<'_>,
+        entry: &mut Entry,
+        want: Want,
+        mut attempt: impl FnMut(&mut Entry, &View<'_, W>, State) -> Attempt<T>,
+    ) -> Poll<Result<T, Error>> {
+        let view = self.view(slot);
+        // Whoever waits publishes first, or both sides would wait.
+        self.publish(entry, &view);
+        entry.waits(task, cx);
+        self.waiting.set(slot);
+        self.slots[slot].watch.register(&view, want);
+        match once(entry, &view, &mut attempt) {
+            Ok(Err(_)) => Poll::Pending,
+            Ok(Ok(done)) => {
+                self.slots[slot].watch.withdraw(&view, want);
+                Poll::Ready(Ok(done))
+            }
+            Err(error) => Poll::Ready(Err(self.failed(slot, entry, error))),
+        }
+    }
+
+    /// A peer that breaks the protocol loses the channel.
+    #[cold]
+    fn failed(&self, slot: usize, entry: &mut Entry, error: Error) -> Error {
+        if let (Error::Corrupt(corrupt), None) = (&error, entry.channel.corrupt) {
+            self.give_up(slot, entry, &self.view(slot), *corrupt);
+        }
+        error
+    }
+
+    #[inline]
     fn publish(&self, entry: &mut Entry, view: &View<'_, W>) {
         if entry.channel.tx.publish(view) {
             self.notify(view, Cause::Data(entry.channel.tx.produced().0));
         }
     }
 
+    #[inline]
     fn consume(&self, entry: &mut Entry, view: &View<'_, W>, bytes: u64) {
         entry.peeked = None;
         entry.channel.rx.commit(view, bytes);
@@ -195,6 +221,7 @@ impl<W: Words, B: Bell> Core<W, B> {
         self.poll_stage(this, publish, cx, |entry, view| entry.channel.tx.stage_stream(view, bytes))
     }
 
+    #[inline]
     fn poll_stage<T>(
         &self,
         this: Use,
@@ -224,6 +251,7 @@ impl<W: Words, B: Bell> Core<W, B> {
         })
     }
 
+    #[inline]
     fn writable(&self, entry: &Entry, peer: State) -> Attempt<()> {
         if entry.channel.mine.tx_shut {
             return Err(Error::Shut);
@@ -266,21 +294,35 @@ impl<W: Words, B: Bell> Core<W, B> {
     }
 }
 
+/// Looks at the peer's state, and attempts.
+#[inline]
+fn once<T, W: Words>(
+    entry: &mut Entry,
+    view: &View<'_, W>,
+    attempt: &mut impl FnMut(&mut Entry, &View<'_, W>, State) -> Attempt<T>,
+) -> Attempt<T> {
+    let peer = entry.channel.look(view)?;
+    attempt(entry, view, peer)
+}
+
 fn gone(reason: Reason) -> Error {
     if reason == Reason::Refused { Error::Refused } else { Error::Reset }
 }
 
+#[inline]
 fn readable(peer: Peer) -> Result<(), Error> {
     if let Peer::Gone(reason) = peer { Err(gone(reason)) } else { Ok(()) }
 }
 
 /// After a copy: a channel that was reset meanwhile (its bytes zeroed under the copy) gives nothing.
+#[inline]
 fn still_readable<W: Words>(entry: &mut Entry, view: &View<'_, W>) -> Result<(), Error> {
     let peer = entry.channel.look(view)?;
     readable(entry.channel.relate(peer))
 }
 
 /// Nothing is there. It is the end only if the peer's state, which was read before its cursor, says so.
+#[inline]
 fn end_or_wait<T>(entry: &Entry, peer: State, end: T) -> Result<T, Want> {
     match entry.channel.relate(peer) {
         Peer::Live { finished: true } | Peer::Closed => Ok(end),
