@@ -171,8 +171,8 @@ async fn vm_exec_64_at_once_and_no_zombie_stays() {
             assert_eq!(output.exit, Exit::Code(n));
             assert_eq!(String::from_utf8_lossy(&output.stdout), format!("{n}\nsh\n"));
         }
-        let zombies = "grep -l '^State:.Z' /proc/[0-9]*/status 2>/dev/null; :";
-        until(async || text(&sandbox, zombies).await.is_empty()).await;
+        let zombies = "grep -l '^State:.Z' /proc/[0-9]*/status 2>/dev/null | wc -l";
+        until(async || text(&sandbox, zombies).await == "0").await;
         assert!(sandbox.link().channels().is_empty(), "{:?}", sandbox.link().channels());
     })
     .await;
@@ -187,10 +187,10 @@ async fn vm_exec_whose_handle_is_dropped_is_killed() {
         reader.read(3).await;
         let pids = String::from_utf8(reader.bytes.clone()).unwrap();
         let (shell, sleeper) = pids.trim().split_once(' ').unwrap();
-        let living = format!("ls -d /proc/{shell} /proc/{sleeper} 2>/dev/null; :");
-        assert_eq!(text(&sandbox, &living).await.lines().count(), 2);
+        let living = format!("ls -d /proc/{shell} /proc/{sleeper} 2>/dev/null | wc -l");
+        assert_eq!(text(&sandbox, &living).await, "2");
         drop(reader);
-        until(async || text(&sandbox, &living).await.is_empty()).await;
+        until(async || text(&sandbox, &living).await == "0").await;
     })
     .await;
 }
