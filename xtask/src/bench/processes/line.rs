@@ -1,4 +1,5 @@
-//! A cache line that two processes pass to and fro: how near their cores are, now.
+//! A signal that two processes pass to and fro, each in a cache line of its own: how near their cores
+//! are, now. It is the least that a message and its answer can cost where each word has one writer.
 
 use std::time::{Duration, Instant};
 
@@ -57,7 +58,12 @@ impl Patience {
     }
 }
 
-/// One word in a page of its own: odd while it is the follower's turn, even while it is the leader's.
+/// The place of the leader's word, in words.
+const LEADER: usize = 0;
+/// That of the follower's: two cache lines further, as processors fetch them in pairs.
+const FOLLOWER: usize = 16;
+
+/// Each side counts passes in a word of its own, in a page that serves nothing else.
 pub struct Line(Mapping);
 
 impl Line {
@@ -69,13 +75,13 @@ impl Line {
     /// may have been interrupted.
     pub fn lead(&self, gait: Gait) -> Result<f64> {
         let mut batches = Vec::with_capacity(BATCHES);
-        let mut turn = 0;
+        let mut pass = 0;
         for batch in 0..WARM_UP + BATCHES {
             let started = Instant::now();
             for _ in 0..BATCH {
-                self.0.store(0, turn + 1, Ordering::Release);
-                turn += 2;
-                self.wait(turn, gait)?;
+                pass += 1;
+                self.0.store(LEADER, pass, Ordering::Release);
+                self.wait(FOLLOWER, pass, gait)?;
             }
             if batch >= WARM_UP {
                 batches.push(started.elapsed().as_secs_f64() * 1e9 / 64.0);
@@ -85,21 +91,22 @@ impl Line {
     }
 
     pub fn follow(&self, gait: Gait) -> Result<()> {
-        for pass in 0..(WARM_UP + BATCHES) as u64 * BATCH {
-            self.wait(2 * pass + 1, gait)?;
-            self.0.store(0, 2 * pass + 2, Ordering::Release);
+        for pass in 1..=(WARM_UP + BATCHES) as u64 * BATCH {
+            self.wait(LEADER, pass, gait)?;
+            self.0.store(FOLLOWER, pass, Ordering::Release);
         }
         Ok(())
     }
 
-    /// The leader's turn begins. To be called before the follower is told to begin.
+    /// To be called before the follower is told to begin.
     pub fn reset(&self) {
-        self.0.store(0, 0, Ordering::Release);
+        self.0.store(LEADER, 0, Ordering::Release);
+        self.0.store(FOLLOWER, 0, Ordering::Release);
     }
 
-    fn wait(&self, turn: u64, gait: Gait) -> Result<()> {
+    fn wait(&self, word: usize, pass: u64, gait: Gait) -> Result<()> {
         let mut patience = Patience::new();
-        while self.0.load(0, Ordering::Acquire) != turn {
+        while self.0.load(word, Ordering::Acquire) != pass {
             if gait == Gait::Pause {
                 std::hint::spin_loop();
             }
