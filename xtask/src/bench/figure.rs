@@ -141,6 +141,7 @@ pub fn to_json(surroundings: &Surroundings, quick: bool, figures: &[Figure]) -> 
 }
 
 #[cfg(test)]
+#[expect(clippy::float_cmp, reason = "the values are small integers and halves, which are exact")]
 mod tests {
     use super::*;
 

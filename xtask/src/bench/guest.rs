@@ -46,11 +46,12 @@ async fn polled(sandbox: &Sandbox, runs: Runs) -> Result<Vec<Figure>> {
     // Asking for the guest's counters takes bells too.
     let mut watch = Watch::begin(sandbox).await?;
     let asking = watch.end(sandbox).await?;
-    let rung = [bells.host_rang.saturating_sub(asking.host_rang), bells.guest_rang.saturating_sub(asking.guest_rang)];
-    let note = format!("{} by the host, {} by the guest, in {} round trips", rung[0], rung[1], runs.usual() * POLLED);
+    let host = bells.host_rang.saturating_sub(asking.host_rang);
+    let guest = bells.guest_rang.saturating_sub(asking.guest_rang);
+    let note = format!("{host} by the host, {guest} by the guest, in {} round trips", runs.usual() * POLLED);
     let median = Figure::new("8 B round trip, both polling (p50 of a run)", "µs", medians)?;
-    let rung = Figure::new("bells while both poll", "bells", vec![count(rung[0] + rung[1])])?;
-    Ok(vec![median.goal(Goal::AtMost(2.0)), rung.goal(Goal::AtMost(0.0)).note(note)])
+    let bells = Figure::new("bells while both poll", "bells", vec![count(host + guest)])?;
+    Ok(vec![median.goal(Goal::AtMost(2.0)), bells.goal(Goal::AtMost(0.0)).note(note)])
 }
 
 /// Both sides sleep; each message wakes its receiver through the doorbell.

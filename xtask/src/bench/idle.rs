@@ -30,7 +30,7 @@ pub fn measure(runs: Runs, root: &Path) -> Result<Vec<Figure>> {
             tokio::time::sleep(WINDOW).await;
             let (elapsed, after) = (started.elapsed(), spent(monitor)?);
             let share = |spent: Duration| 100.0 * spent.as_secs_f64() / elapsed.as_secs_f64();
-            let shares = (share(after.0 - before.0), share(after.1 - before.1));
+            let shares = (share(after.0.saturating_sub(before.0)), share(after.1.saturating_sub(before.1)));
             host.push(shares.0);
             guest.push(shares.1);
             both.push(shares.0 + shares.1);

@@ -42,11 +42,13 @@ impl Surroundings {
 
     pub fn to_text(&self) -> String {
         let Self { processor, cores, kernel, load, guests } = self;
-        let mut text = format!("{processor}, {cores} cores, Linux {kernel}, load {load} at the start");
-        if let Some(Guests { monitor, machine_type, reason, .. }) = guests {
-            text += &format!("\n{monitor}, {machine_type}; {reason}");
+        let machine = format!("{processor}, {cores} cores, Linux {kernel}, load {load} at the start");
+        match guests {
+            None => machine,
+            Some(Guests { monitor, machine_type, reason, .. }) => {
+                format!("{machine}\n{monitor}, {machine_type}; {reason}")
+            }
         }
-        text
     }
 }
 

@@ -12,7 +12,7 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
 };
 use rustix::thread::CpuSet;
-use throughline::{Counters, Doorbell, Geometry, Link, Messages, Region, Sidecar};
+use throughline::{Doorbell, Geometry, Link, Messages, Region, Sidecar};
 use throughline_shmem::{Mapping, Populate};
 
 use super::line::{Gait, Line};
@@ -25,10 +25,10 @@ pub const SINK: u32 = 2;
 pub const SLEEPER: u32 = 3;
 /// Follows along the line; the first byte tells the gait.
 pub const FOLLOWER: u32 = 4;
-/// Answers each message with the peer's counters.
-pub const COUNTERS: u32 = 5;
+/// Answers each message with the number of the peer's sleeps.
+pub const SLEEPS: u32 = 5;
 
-pub const PORTS: [u32; 5] = [ECHO, SINK, SLEEPER, FOLLOWER, COUNTERS];
+pub const PORTS: [u32; 5] = [ECHO, SINK, SLEEPER, FOLLOWER, SLEEPS];
 
 const PAGE: u64 = 4096;
 /// How long the peer may take to end.
@@ -40,7 +40,7 @@ pub const GIFTS: usize = 4;
 /// The first process's view.
 pub struct Pair {
     pub link: Link,
-    line: Line,
+    probe: Line,
     peer: Peer,
 }
 
@@ -68,12 +68,12 @@ impl Pair {
         let descriptor = region.as_fd().context("a memfd has a descriptor")?;
         let gifts = [descriptor, from_peer.as_fd(), to_peer.as_fd(), page.as_fd()];
         let peer = Peer::start(core, &gifts)?;
-        let line = Line::new(Mapping::file(&page, PAGE, Populate::Now)?);
+        let probe = Line::new(Mapping::file(&page, PAGE, Populate::Now)?);
         let bells = Doorbell::eventfds(to_peer, from_peer)?;
         let link = Link::host(region, sidecar).doorbell(bells).spin(Duration::ZERO).attach()?;
-        let pair = Self { link, line, peer };
+        let pair = Self { link, probe, peer };
         // It takes a moment to begin; opens wait for it.
-        pair.counters().await?;
+        pair.peer_slept().await?;
         Ok(pair)
     }
 
@@ -85,19 +85,17 @@ impl Pair {
     /// Nanoseconds of a cache line to and fro.
     pub async fn line(&self, gait: Gait) -> Result<f64> {
         let mut follower = self.connect(FOLLOWER).await?;
-        self.line.reset();
+        self.probe.reset();
         follower.send(&[u8::from(gait == Gait::Pause)]).await?;
-        self.line.lead(gait)
+        self.probe.lead(gait)
     }
 
-    /// This side's counters; the peer's bells and sleeps.
-    pub async fn counters(&self) -> Result<(Counters, u64, u64)> {
-        let mut channel = self.connect(COUNTERS).await?;
+    /// How often the peer's driver has slept.
+    pub async fn peer_slept(&self) -> Result<u64> {
+        let mut channel = self.connect(SLEEPS).await?;
         channel.send(&[]).await?;
         let answer = channel.recv().await?.context("the peer does not answer")?;
-        let (bells, sleeps) = answer.split_at_checked(8).context("a short answer")?;
-        let counters = self.link.counters();
-        Ok((counters, u64::from_le_bytes(bells.try_into()?), u64::from_le_bytes(sleeps.try_into()?)))
+        Ok(u64::from_le_bytes(answer.as_slice().try_into().context("no number")?))
     }
 
     /// Ends the peer, which must not have failed.

@@ -11,7 +11,7 @@ use tokio::io::AsyncReadExt;
 use tokio::task::JoinSet;
 
 use super::line::{Gait, Line, Patience};
-use super::pair::{COUNTERS, ECHO, FOLLOWER, PORTS, SINK, SLEEPER, pin, receive};
+use super::pair::{ECHO, FOLLOWER, PORTS, SINK, SLEEPER, SLEEPS, pin, receive};
 
 /// Serves the first process until it closes the control socket, which is the standard input.
 pub fn be_peer() -> Result<()> {
@@ -25,8 +25,8 @@ pub fn be_peer() -> Result<()> {
         let link = PORTS.into_iter().fold(builder, throughline::LinkBuilder::listen).attach()?;
         let mut serving = JoinSet::new();
         for port in PORTS {
-            let line = Line::new(Mapping::file(&page, 4096, Populate::Now)?);
-            serving.spawn(serve(link.clone(), line, link.listener(port)?));
+            let probe = Line::new(Mapping::file(&page, 4096, Populate::Now)?);
+            serving.spawn(serve(link.clone(), probe, link.listener(port)?));
         }
         control.set_nonblocking(true)?;
         let mut control = tokio::net::UnixStream::from_std(control)?;
@@ -38,15 +38,15 @@ pub fn be_peer() -> Result<()> {
 }
 
 /// Serves one port, one channel after the other: they all need the whole core.
-async fn serve(link: Link, line: Line, mut listener: Listener) -> Result<()> {
+async fn serve(link: Link, probe: Line, mut listener: Listener) -> Result<()> {
     loop {
         let mut messages = listener.accept().await?.messages()?;
         match listener.port() {
             ECHO => echo(&mut messages)?,
             SINK => sink(&mut messages)?,
             SLEEPER => sleep(messages).await?,
-            FOLLOWER => follow(&mut messages, &line).await?,
-            COUNTERS => count(&mut messages, &link).await?,
+            FOLLOWER => follow(&mut messages, &probe).await?,
+            SLEEPS => count(&mut messages, &link).await?,
             _ => {}
         }
     }
@@ -96,17 +96,16 @@ async fn sleep(messages: Messages) -> Result<()> {
     Ok(())
 }
 
-async fn follow(messages: &mut Messages, line: &Line) -> Result<()> {
+async fn follow(messages: &mut Messages, probe: &Line) -> Result<()> {
     while let Some(message) = messages.recv().await? {
-        line.follow(if message == [1] { Gait::Pause } else { Gait::Rush })?;
+        probe.follow(if message == [1] { Gait::Pause } else { Gait::Rush })?;
     }
     Ok(())
 }
 
 async fn count(messages: &mut Messages, link: &Link) -> Result<()> {
     while messages.recv().await?.is_some() {
-        let counters = link.counters();
-        messages.send(&[counters.bells_sent.to_le_bytes(), counters.sleeps.to_le_bytes()].concat()).await?;
+        messages.send(&link.counters().sleeps.to_le_bytes()).await?;
     }
     Ok(())
 }

@@ -19,12 +19,17 @@ const LAPS: usize = 64;
 /// Until every page is there, on both sides, and the ring is as full as it stays.
 const WARM_UP_LAPS: usize = 4;
 
-/// Nanoseconds of an 8-byte round trip while both sides poll: the median of batches.
-pub async fn round_trips(pair: &Pair) -> Result<f64> {
+/// Nanoseconds of an 8-byte round trip while both sides poll, the median of batches; and the bells that
+/// this side rang meanwhile.
+pub async fn round_trips(pair: &Pair) -> Result<(f64, u64)> {
     let (mut sender, mut receiver) = pair.connect(ECHO).await?.into_split();
     let mut answer = Vec::new();
     let mut batches = Vec::with_capacity(BATCHES);
+    let mut bells = 0;
     for batch in 0..WARM_UP + BATCHES {
+        if batch == WARM_UP {
+            bells = pair.link.counters().bells_sent;
+        }
         let started = Instant::now();
         for trip in 0..BATCH as u64 {
             push(|| sender.try_send(&trip.to_le_bytes()))?;
@@ -35,7 +40,7 @@ pub async fn round_trips(pair: &Pair) -> Result<f64> {
             batches.push(started.elapsed().as_secs_f64() * 1e9 / BATCH as f64);
         }
     }
-    Ok(Samples::new(batches)?.median())
+    Ok((Samples::new(batches)?.median(), pair.link.counters().bells_sent - bells))
 }
 
 /// Messages a second, one way, both sides polling: the median of laps, each as large as the ring, while
