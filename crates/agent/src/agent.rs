@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use throughline::{Error, Link};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -36,6 +36,8 @@ pub struct Agent {
     /// Channels of services that ended with an error.
     pub(crate) failed_channels: Cell<u64>,
     pub(crate) power_off: Notify,
+    /// Commands whose channels are open: what they printed may still be on its way.
+    pub(crate) commands: watch::Sender<usize>,
     pub(crate) switches: Switches,
 }
 
@@ -82,6 +84,7 @@ impl Agent {
             identity: Cell::new((0, 0)),
             failed_channels: Cell::new(0),
             power_off: Notify::new(),
+            commands: watch::Sender::new(0),
             switches: options.switches,
         })
     }

@@ -15,6 +15,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use throughline::{Channel, Error, Link, Listener, Messages};
 use throughline_wire::{Message, decode, encode, port};
+use tokio::sync::watch;
 use tokio::task::spawn_local;
 
 use crate::agent::Agent;
@@ -88,6 +89,7 @@ async fn handle(agent: &Agent, link: &Link, port: u32, channel: Channel) -> Resu
         (port::SEQUENCE, Channel::Stream(stream)) => sequence::stream(&agent.ledger, stream).await,
         (port::EXEC, Channel::Messages(messages)) => {
             let (sender, receiver) = messages.into_split();
+            let _counted = Counted::new(&agent.commands);
             Ok(agent.executor.serve(receiver, sender).await?)
         }
         (port::ECHO, Channel::Messages(messages)) => echo::messages(messages).await,
@@ -99,6 +101,22 @@ async fn handle(agent: &Agent, link: &Link, port: u32, channel: Channel) -> Resu
         (port::POWER, Channel::Messages(messages)) => power::serve(agent, messages).await,
         // A kind that the port does not serve: the channel closes.
         (_, Channel::Stream(_) | Channel::Messages(_)) => Ok(()),
+    }
+}
+
+/// One more, until it is dropped.
+struct Counted<'a>(&'a watch::Sender<usize>);
+
+impl<'a> Counted<'a> {
+    fn new(count: &'a watch::Sender<usize>) -> Self {
+        count.send_modify(|count| *count += 1);
+        Self(count)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
     }
 }
 

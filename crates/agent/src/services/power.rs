@@ -14,6 +14,9 @@ use crate::cgroup::{Cgroup, CgroupError};
 /// How long killed processes may take to go.
 const KILLED: Duration = Duration::from_secs(5);
 
+/// How long the ends of commands may take to be told.
+const TOLD: Duration = Duration::from_secs(1);
+
 pub(super) async fn serve(agent: &Agent, mut messages: Messages) -> Result<(), ServiceError> {
     let Some(Request::Off { grace_ms }) = recv(&mut messages).await? else { return Ok(()) };
     agent.executor.gate.close();
@@ -24,6 +27,10 @@ pub(super) async fn serve(agent: &Agent, mut messages: Messages) -> Result<(), S
         // What cannot be ended properly ends with the power.
         crate::console::say(&format!("power-off: {error}"));
     }
+    // What the commands printed at last is still in their pipes, and their exits are to be told. A host that
+    // does not read holds nothing up for long.
+    let mut commands = agent.commands.subscribe();
+    let _ = timeout(TOLD, commands.wait_for(|count| *count == 0)).await;
     send(&mut messages, &Reply::PoweringOff).await?;
     agent.power_off.notify_one();
     Ok(())
