@@ -120,7 +120,7 @@ fn a_manifest_that_is_missing_cut_or_changed_anywhere_is_refused() {
             assert!(matches!(error, Some(BundleError::Damaged { .. })), "bit {bit} of byte {at}: {error:?}");
         }
     }
-    fs::write(&path, [&whole[..], &[b' '; 2 << 20]].concat()).unwrap();
+    fs::write(&path, [whole, vec![b' '; 2 << 20]].concat()).unwrap();
     damaged(&place, MANIFEST, "no manifest has more than");
     fs::remove_file(&path).unwrap();
     let error = accept(&place).unwrap_err();
@@ -184,7 +184,9 @@ fn a_draft_that_is_abandoned_or_fails_leaves_nothing_and_takes_nothing_away() {
     assert_eq!(left(), 0);
     // Somebody was faster.
     let slow = Draft::new(&place).unwrap();
-    FILES.iter().for_each(|name| drop(slow.create(name).unwrap()));
+    for name in FILES {
+        slow.create(name).unwrap();
+    }
     write(&place).unwrap();
     let error = slow.complete(manifest()).unwrap_err();
     assert!(matches!(error, BundleError::Exists(_)), "{error}");
@@ -196,6 +198,7 @@ fn a_draft_that_is_abandoned_or_fails_leaves_nothing_and_takes_nothing_away() {
 
 /// Runs the inner half, which writes a bundle, until it has made `calls` system calls; then kills it.
 /// Whether it was still running.
+#[expect(clippy::zombie_processes, reason = "it is waited for by its id, together with its threads")]
 fn killed_after(calls: usize, place: &Path) -> bool {
     let mut process = Command::new(std::env::current_exe().unwrap());
     process.args(["--exact", "a_writer_killed_at_any_system_call_leaves_no_bundle_or_a_whole_one"]);
@@ -204,7 +207,7 @@ fn killed_after(calls: usize, place: &Path) -> bool {
     // Only the thread that writes is traced.
     let WaitStatus::Stopped(writer, Signal::SIGSTOP) = wait() else { panic!("the writer did not stop") };
     // Each call stops twice: before it, and after.
-    for _ in 0..calls * 2 + 1 {
+    for _ in 0..=calls * 2 {
         ptrace::syscall(writer, None).unwrap();
         match wait() {
             WaitStatus::Stopped(..) => {}

@@ -7,7 +7,7 @@ use throughline_sandbox::bundle::Bundle;
 use throughline_sandbox::image::ImageBuilder;
 use throughline_wire::exec::Exit;
 
-const WATCHDOG: Duration = Duration::from_secs(240);
+const WATCHDOG: Duration = Duration::from_mins(4);
 
 async fn watched(test: impl Future<Output = ()>) {
     tokio::time::timeout(WATCHDOG, test).await.expect("the test hangs");

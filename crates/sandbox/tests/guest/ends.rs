@@ -7,6 +7,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use throughline::Event;
 use throughline_sandbox::engine::{EngineError, ExitReason, Qemu};
 use throughline_sandbox::{Sandbox, SandboxError};
+use throughline_wire::exec::Exit;
 use throughline_wire::power::{Reply, Request};
 use throughline_wire::{decode, encode, port};
 
@@ -21,7 +22,7 @@ async fn told(sandbox: &Sandbox, end: impl Future) -> [SandboxError; 4] {
     let mut reading = sandbox.command("sleep").arg("1000").spawn().await.unwrap();
     let mut writing = sandbox.command("sleep").arg("1000").stdin().spawn().await.unwrap();
     let big = vec![0; 1 << 20];
-    let everybody = async {
+    let everybody = Box::pin(async {
         tokio::join!(
             async { sandbox.command("sleep").arg("1000").output().await.unwrap_err() },
             async {
@@ -34,7 +35,7 @@ async fn told(sandbox: &Sandbox, end: impl Future) -> [SandboxError; 4] {
             async { writing.input.write_all(&big).await.unwrap_err() },
             async { sandbox.alive(std::future::pending::<()>()).await.unwrap_err() },
         )
-    };
+    });
     let (errors, _) = tokio::join!(everybody, end);
     errors.into()
 }
@@ -49,7 +50,7 @@ fn check(errors: &[SandboxError], expected: ExitReason, words: &str) {
 
 /// As `output`, where the end of the command is that of the machine.
 async fn last_words(sandbox: &Sandbox, script: &str) {
-    let ended = sandbox.command("sh").args(["-c", script]).output().await;
+    let ended = Box::pin(sandbox.command("sh").args(["-c", script]).output()).await;
     assert!(ended.is_err(), "{ended:?}");
 }
 
@@ -85,7 +86,7 @@ async fn vm_power_off_is_told_to_whoever_waits() {
         let mut power = sandbox.link().connect_messages(port::POWER).await.unwrap();
         power.send(&encode(&Request::Off { grace_ms: 5000 }).unwrap()).await.unwrap();
         reader.finish().await;
-        assert_eq!((reader.bytes.as_slice(), reader.exit.map(|exit| exit.shell_code())), (&b"up\nbye\n"[..], Some(4)));
+        assert_eq!((reader.bytes.as_slice(), reader.exit.map(Exit::shell_code)), (&b"up\nbye\n"[..], Some(4)));
         assert_eq!(decode::<Reply>(&power.recv().await.unwrap().unwrap()).unwrap(), Reply::PoweringOff);
         assert_eq!(sandbox.exited().await.reason, ExitReason::PoweredOff);
         drop((power, reader, sandbox));

@@ -118,7 +118,7 @@ async fn vm_goes_on_under_a_new_host_process_as_if_nothing_had_happened() {
         reader.finish().await;
         let expected: String = (1..=LINES).map(|i| format!("a line, number {i}\n")).collect();
         assert!(reader.bytes == expected.as_bytes()[at..], "from byte {at} on");
-        assert_eq!(reader.exit.map(|exit| exit.shell_code()), Some(3));
+        assert_eq!(reader.exit.map(throughline_wire::exec::Exit::shell_code), Some(3));
     })
     .await;
 }
@@ -131,10 +131,10 @@ async fn vm_snapshot_whose_host_process_is_killed_leaves_no_bundle() {
         let (name, place) = (name.into_string().unwrap(), PathBuf::from(place));
         let sandbox = Sandbox::restore(template().await).name(name).start().await.unwrap();
         let wanted = place.file_name().unwrap().to_str().unwrap().to_owned();
-        let observed = wanted.clone();
+        let awaited = wanted.clone();
         let observer = move |stage: Stage| {
-            if format!("{stage:?}") == observed {
-                ready(&observed);
+            if format!("{stage:?}") == awaited {
+                ready(&awaited);
                 loop {
                     std::thread::park();
                 }

@@ -151,7 +151,8 @@ async fn vm_agent_that_does_not_repair_is_found_out() {
     watched(async {
         let builder = Sandbox::builder(image().await).kernel_argument("throughline.test=skip-repair");
         let faults = twins(builder.create().await.unwrap()).await.unwrap_err();
-        for fault in ["clock", "clock in flight", "random", "machine-id", "host name", "lineage", "epoch in flight"] {
+        // Random numbers too, unless the kernel happens to reseed itself: it does so every other second at first.
+        for fault in ["clock", "clock in flight", "machine-id", "host name", "lineage", "epoch in flight"] {
             assert!(faults.contains(&fault), "{fault} is not among {faults:?}");
         }
     })
