@@ -43,12 +43,14 @@ async fn vm_restores_a_bundle_that_moved_and_one_that_is_deleted_meanwhile() {
 /// Names, lengths, times of change and checksums.
 fn contents(folder: &Path) -> Vec<String> {
     let bundle = Bundle::open(folder).unwrap();
-    FILES.iter().for_each(|file| bundle.check(file).unwrap());
+    for file in FILES {
+        bundle.check(file).unwrap();
+    }
     let entries = fs::read_dir(folder).unwrap().map(Result::unwrap);
     let mut seen: Vec<_> = entries
         .map(|entry| {
             let data = entry.metadata().unwrap();
-            format!("{:?} {} {:?}", entry.file_name(), data.len(), data.modified().unwrap())
+            format!("{} {} {:?}", entry.file_name().display(), data.len(), data.modified().unwrap())
         })
         .collect();
     seen.sort();

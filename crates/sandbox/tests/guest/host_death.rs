@@ -116,7 +116,7 @@ async fn vm_goes_on_under_a_new_host_process_as_if_nothing_had_happened() {
         let at: usize = at.parse().unwrap();
         let mut reader = Reader { at: Some(at as u64), ..Reader::new(child) };
         reader.finish().await;
-        let expected: String = (1..=LINES).map(|i| format!("a line, number {i}\n")).collect();
+        let expected = (1..=LINES).fold(String::new(), |text, i| text + &format!("a line, number {i}\n"));
         assert!(reader.bytes == expected.as_bytes()[at..], "from byte {at} on");
         assert_eq!(reader.exit.map(throughline_wire::exec::Exit::shell_code), Some(3));
     })
