@@ -1,5 +1,6 @@
 //! Running commands in a guest, and following them across processes and timelines.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_bytes::ByteBuf;
@@ -143,13 +144,15 @@ pub struct Child {
 /// Input that may be sent, shared by the halves.
 #[derive(Debug, Default)]
 struct Window {
-    window: Mutex<StdinWindow>,
+    account: Mutex<StdinWindow>,
     changed: Notify,
+    /// Nothing more is coming that could make room.
+    ended: AtomicBool,
 }
 
 impl Window {
     fn with<T>(&self, change: impl FnOnce(&mut StdinWindow) -> T) -> T {
-        change(&mut self.window.lock().unwrap_or_else(PoisonError::into_inner))
+        change(&mut self.account.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -216,6 +219,8 @@ impl ChildEvents {
                 return Ok(Some(event));
             }
         }
+        self.window.ended.store(true, Ordering::Release);
+        self.window.changed.notify_one();
         Ok(None)
     }
 
@@ -271,7 +276,8 @@ pub struct ChildInput {
 }
 
 impl ChildInput {
-    /// Writes input. Waits while the command does not read; the events must be taken meanwhile.
+    /// Writes input. Waits while the command does not read; the events must be taken meanwhile. Once the
+    /// command has ended, that is an error.
     pub async fn write_all(&mut self, mut bytes: &[u8]) -> Result<(), SandboxError> {
         while !bytes.is_empty() {
             let space = self.machine.alive(self.space()).await?;
@@ -286,6 +292,8 @@ impl ChildInput {
     async fn space(&self) -> usize {
         loop {
             match self.window.with(|window| window.available()) {
+                // Sending tells what became of the channel.
+                0 if self.window.ended.load(Ordering::Acquire) => return MAX_DATA,
                 0 => self.window.changed.notified().await,
                 space => return usize::try_from(space).unwrap_or(usize::MAX),
             }

@@ -1,7 +1,7 @@
 //! Between host and guest: round trips, and the bells that they cost.
 
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use throughline::{Counters, Messages, TryRecv};
@@ -16,7 +16,9 @@ use super::processes::Patience;
 use super::vm::{self, Informant, Threads};
 
 const POLLED: usize = 5000;
-const SLEEPING: usize = 200;
+const SLEEPING: usize = 100;
+/// Longer than any side polls before it sleeps.
+const PAUSE: Duration = Duration::from_millis(1);
 const MESSAGE: [u8; 8] = [7; 8];
 
 pub fn measure(runs: Runs, root: &Path) -> Result<Vec<Figure>> {
@@ -104,6 +106,7 @@ fn poll_round_trips(echo: &mut Messages, trips: usize) -> Result<Vec<f64>> {
 async fn sleep_round_trips(echo: &mut Messages, trips: usize) -> Result<Vec<f64>> {
     let mut times = Vec::with_capacity(trips);
     for _ in 0..trips {
+        tokio::time::sleep(PAUSE).await;
         let started = Instant::now();
         echo.send(&MESSAGE).await?;
         echo.recv().await?.context("the echo ended")?;

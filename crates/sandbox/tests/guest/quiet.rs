@@ -34,12 +34,19 @@ async fn vm_guest_that_becomes_quiet_too_late_goes_on() {
     watched(async {
         let mut sandbox = restored().await;
         let folder = folder();
-        for micros in [0, 50, 100, 200, 400, 800] {
+        let mut late = 0;
+        // A host that is held up for a moment gives its guest time: some rounds may succeed.
+        for micros in [0, 50, 100, 200, 400, 800].into_iter().chain(std::iter::repeat(0)) {
             sandbox.quiet_deadline(Duration::from_micros(micros));
-            let result = sandbox.snapshot(&folder.path().join(micros.to_string())).await;
+            let place = folder.path().join("bundle");
+            let result = sandbox.snapshot(&place).await;
             assert!(matches!(result, Ok(_) | Err(SandboxError::Unanswered(..))), "{result:?}");
-            assert!(micros > 0 || result.is_err(), "no guest is that fast");
             assert_eq!(text(&sandbox, "echo on").await, "on");
+            match result {
+                Ok(_) => std::fs::remove_dir_all(&place).unwrap(),
+                Err(_) if late == 3 => break,
+                Err(_) => late += 1,
+            }
         }
     })
     .await;
