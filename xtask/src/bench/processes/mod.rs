@@ -142,6 +142,6 @@ async fn sleeping(pair: &Pair, runs: Runs) -> Result<Vec<Figure>> {
     let figure = Figure::new("bells for a sleep of the peer", "bells", vec![bells as f64 / sleeps.max(1) as f64])?;
     Ok(vec![
         Figure::new("8 B round trip, both sleeping (p50 of a run)", "µs", medians)?,
-        figure.goal(Goal::AtMost(1.0)).note(format!("{bells} bells, {sleeps} sleeps")),
+        figure.goal(Goal::ONE_BELL).note(format!("{bells} bells, {sleeps} sleeps")),
     ])
 }
