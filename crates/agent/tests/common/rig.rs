@@ -19,7 +19,7 @@ use super::WATCHDOG;
 pub struct Rig {
     pub host: Link,
     pub agent: JoinHandle<Result<(), AgentError>>,
-    pub folder: tempfile::TempDir,
+    folder: PathBuf,
     group: PathBuf,
 }
 
@@ -31,19 +31,21 @@ pub fn identity(seq: u64) -> Identity {
 /// Runs a test with an agent that has no identity yet. The control group is gone afterwards.
 pub fn rig<F: Future>(name: &str, switches: Switches, test: impl FnOnce(Rc<Rig>) -> F) {
     let group = super::cgroup_mount().join(format!("throughline-test-{name}-{}", std::process::id()));
+    // Outlives the commands that write into it: they end with the group.
+    let folder = tempfile::tempdir().unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let cleanup = super::Cleanup(group.clone());
     LocalSet::new().block_on(&runtime, async {
-        let rig = Rc::new(Rig::new(group, switches));
+        let rig = Rc::new(Rig::new(folder.path(), group, switches));
         tokio::time::timeout(WATCHDOG, test(rig)).await.expect("the test hangs");
     });
     drop(runtime);
     drop(cleanup);
+    folder.close().unwrap();
 }
 
 impl Rig {
-    fn new(group: PathBuf, switches: Switches) -> Self {
-        let folder = tempfile::tempdir().unwrap();
+    fn new(folder: &Path, group: PathBuf, switches: Switches) -> Self {
         let region = Region::create_memfd("agent-test", &Geometry::default()).unwrap();
         let (sidecar, _) = Sidecar::create_memfd("agent-test-sidecar", &region).unwrap();
         let guest = Region::from_fd(region.as_fd().unwrap().try_clone_to_owned().unwrap()).unwrap();
@@ -51,12 +53,12 @@ impl Rig {
         let host = Link::host(region, sidecar).doorbell(host_bell).attach().unwrap();
         let builder = Link::guest(guest).doorbell(guest_bell).agent_version(PROTOCOL);
         let guest = port::ALL.into_iter().fold(builder, LinkBuilder::listen).attach().unwrap();
-        let places = Places { etc: folder.path().join("etc"), run: folder.path().join("run") };
+        let places = Places { etc: folder.join("etc"), run: folder.join("run") };
         std::fs::create_dir(&places.etc).unwrap();
         let options = Options { group: Some(&group), is_init: false, places, switches };
         let agent = Rc::new(Agent::new(&options).unwrap());
         let agent = spawn_local(agent.run(guest));
-        Self { host, agent, folder, group }
+        Self { host, agent, folder: folder.to_owned(), group }
     }
 
     /// Gives an identity, and waits until it is taken on.
@@ -72,7 +74,7 @@ impl Rig {
 
     /// Installs a hook.
     pub fn hook(&self, script: &str) {
-        let hooks = self.folder.path().join("etc/throughline/restore.d");
+        let hooks = self.folder.join("etc/throughline/restore.d");
         std::fs::create_dir_all(&hooks).unwrap();
         let path = hooks.join("hook");
         super::write_program(&path, &format!("#!/bin/sh\n{script}\n"));
@@ -105,7 +107,7 @@ impl Rig {
 
     /// Path of a file that a command may write.
     pub fn file(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
+        self.folder.join(name)
     }
 }
 
