@@ -18,8 +18,8 @@ impl Position {
         Self(self.0 & !(WORD as u64 - 1))
     }
 
-    /// The word's boundary at or above. Positions stay below 2^63, which [`check_produced`] and
-    /// [`check_freed`] uphold.
+    /// The word's boundary at or above. Positions stay below 2^63, which the checks of the peer's
+    /// cursors uphold.
     #[must_use]
     pub fn ceil(self) -> Self {
         Self((self.0 + (WORD as u64 - 1)) & !(WORD as u64 - 1))
