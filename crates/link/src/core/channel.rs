@@ -141,7 +141,7 @@ impl Channel {
         self.set(view, self.mine.shut());
     }
 
-    /// Ends both directions; what is staged is published first, unless it is to be dropped anyway.
+    /// Ends both directions; what is staged is published first. After a reset the peer drops it.
     pub(crate) fn close(&mut self, view: &View<'_, impl Words>, reason: Reason) {
         if self.mine.phase == Phase::Live {
             let _ = self.tx.publish(view);
