@@ -215,6 +215,9 @@ impl Process {
             (done..=most.max(done)).contains(&received),
             "{done} to {most} bytes were received, and now {received}"
         );
+        // What the predecessor did last it had no time to mark, and there may be nothing more to do.
+        self.set(Mark::Sent.of(channel), sent);
+        self.set(Mark::Received.of(channel), received);
     }
 
     fn work(&mut self, channel: usize, stop: bool) -> bool {
