@@ -1,8 +1,9 @@
 //! The control group of everything that is the user's.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Read, Seek};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -13,6 +14,8 @@ use tokio::io::unix::AsyncFd;
 #[derive(Debug)]
 pub struct Cgroup {
     path: PathBuf,
+    /// Held open: a restored guest thaws in its first, slow moments.
+    freezer: File,
 }
 
 /// What went wrong with the group.
@@ -41,11 +44,13 @@ pub enum CgroupError {
 impl Cgroup {
     /// Makes the group at `path`; one that exists is used as it is.
     pub fn create(path: &Path) -> Result<Self, CgroupError> {
-        let group = Self { path: path.to_owned() };
+        let failed = |source| CgroupError::Io { action: "create", path: path.to_owned(), source };
         match fs::create_dir(path) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(group.error("create", error)),
-            _ => Ok(group),
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed(error)),
+            _ => {}
         }
+        let freezer = File::options().write(true).open(path.join("cgroup.freeze")).map_err(failed)?;
+        Ok(Self { path: path.to_owned(), freezer })
     }
 
     /// A descriptor to which a process writes `0` to move itself into the group.
@@ -61,7 +66,7 @@ impl Cgroup {
     /// freeze; [`thaw`](Self::thaw) takes it back.
     pub async fn freeze(&self, limit: Duration) -> Result<(), CgroupError> {
         let events = self.events("freeze")?;
-        self.write("freeze", "cgroup.freeze", "1")?;
+        self.freezer.write_all_at(b"1", 0).map_err(|error| self.error("freeze", error))?;
         tokio::time::timeout(limit, self.until(events, "frozen 1"))
             .await
             .unwrap_or_else(|_| Err(CgroupError::Unfrozen { path: self.path.clone(), limit }))
@@ -69,12 +74,16 @@ impl Cgroup {
 
     /// Lets the processes run. Harmless if they do.
     pub fn thaw(&self) -> Result<(), CgroupError> {
-        self.write("thaw", "cgroup.freeze", "0")
+        self.freezer.write_all_at(b"0", 0).map_err(|error| self.error("thaw", error))
     }
 
     /// Sends `SIGKILL` to all processes, also to those that are being born.
     pub fn kill(&self) -> Result<(), CgroupError> {
-        self.write("kill", "cgroup.kill", "1")
+        File::options()
+            .write(true)
+            .open(self.path.join("cgroup.kill"))
+            .and_then(|file| file.write_all_at(b"1", 0))
+            .map_err(|error| self.error("kill", error))
     }
 
     /// Waits until no process is left. Cancel-safe.
@@ -112,14 +121,6 @@ impl Cgroup {
     fn events(&self, action: &'static str) -> Result<AsyncFd<File>, CgroupError> {
         File::open(self.path.join("cgroup.events"))
             .and_then(|file| crate::sys::watch(file, Interest::PRIORITY | Interest::ERROR))
-            .map_err(|error| self.error(action, error))
-    }
-
-    fn write(&self, action: &'static str, file: &str, text: &str) -> Result<(), CgroupError> {
-        File::options()
-            .write(true)
-            .open(self.path.join(file))
-            .and_then(|mut file| file.write_all(text.as_bytes()))
             .map_err(|error| self.error(action, error))
     }
 

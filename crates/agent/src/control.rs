@@ -10,7 +10,7 @@ use throughline::{Identity, Link, Request};
 
 use crate::agent::Agent;
 use crate::console::say;
-use crate::identity;
+use crate::identity::{IdentityError, Preparation};
 
 /// How long the user's processes may take to freeze. The host's own deadline is shorter as a rule.
 const FREEZE_LIMIT: Duration = Duration::from_secs(5);
@@ -35,6 +35,11 @@ pub(crate) struct Control<'a> {
     quiet: bool,
     /// The host asked for that, and will say when it ends.
     held: bool,
+    /// Made for the identity that may come next. Kept beyond its time: closing its files is work as well, which
+    /// a guest that was just restored has no time for.
+    prepared: Option<Preparation>,
+    /// Whether nothing has run since it was made.
+    is_fresh: bool,
     /// A request that was tried, failed, and is not tried again: whether it is an identity, and its number.
     failed: Option<(bool, u64)>,
 }
@@ -43,7 +48,7 @@ impl<'a> Control<'a> {
     pub(crate) fn new(agent: &'a Agent, link: &'a Link) -> Self {
         // At boot nothing runs yet, and the gate is closed.
         link.freeze();
-        Self { agent, link, quiet: true, held: false, failed: None }
+        Self { agent, link, quiet: true, held: false, prepared: None, is_fresh: false, failed: None }
     }
 
     /// Follows requests for ever.
@@ -68,6 +73,8 @@ impl<'a> Control<'a> {
             Request::Quiesce(number) => {
                 self.held = self.silence().await;
                 if self.held {
+                    // Should this fail, taking on an identity tries again, and says why.
+                    let _ = self.prepare();
                     self.link.acknowledge_quiesce(*number);
                 } else {
                     self.resume();
@@ -90,14 +97,11 @@ impl<'a> Control<'a> {
         if !self.silence().await {
             return false;
         }
-        if !self.agent.switches.skip_repair {
-            let agent = self.agent;
-            let spawner = &agent.executor.spawner;
-            let done = identity::take_on(identity, &agent.places, spawner, &agent.executor.reaper).await;
-            if let Err(error) = done {
-                say(&format!("identity {:032x} was not taken on, the guest stays closed: {error}", identity.epoch));
-                return false;
-            }
+        if !self.agent.switches.skip_repair
+            && let Err(error) = self.repair(identity).await
+        {
+            say(&format!("identity {:032x} was not taken on, the guest stays closed: {error}", identity.epoch));
+            return false;
         }
         self.agent.identity.set((identity.seq, identity.epoch));
         self.link.acknowledge_identity(identity.seq);
@@ -107,6 +111,19 @@ impl<'a> Control<'a> {
             self.resume();
         }
         true
+    }
+
+    async fn repair(&mut self, identity: &Identity) -> Result<(), IdentityError> {
+        let executor = &self.agent.executor;
+        self.prepare()?.take_on(identity, &executor.spawner, &executor.reaper).await
+    }
+
+    /// What there is, if it is still good; else made anew.
+    fn prepare(&mut self) -> Result<&Preparation, IdentityError> {
+        let kept = self.prepared.take().filter(|_| self.is_fresh);
+        let prepared = kept.map_or_else(|| Preparation::new(&self.agent.places), Ok)?;
+        self.is_fresh = true;
+        Ok(self.prepared.insert(prepared))
     }
 
     /// Stops everything: the gate, the link, the user's processes. Whether they all froze.
@@ -134,6 +151,7 @@ impl<'a> Control<'a> {
             return;
         }
         self.quiet = false;
+        self.is_fresh = false;
         if let Some(group) = &self.agent.group
             && let Err(error) = group.thaw()
         {

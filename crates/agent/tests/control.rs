@@ -59,9 +59,9 @@ fn after_a_restore_the_identity_comes_before_everything_else() {
     rig("restore", Switches::default(), async |rig| {
         rig.identify(1).await;
         let (late, trace) = (rig.file("late"), rig.file("trace"));
-        rig.host.quiesce(WATCHDOG).await.unwrap();
         // The hook sees whether anything of the user's ran before it.
         rig.hook(&format!("test -e {} || echo $THROUGHLINE_EPOCH >>{}", late.display(), trace.display()));
+        rig.host.quiesce(WATCHDOG).await.unwrap();
         let mut command = rig.start(shell(&format!("echo >{}", late.display()))).await;
         // Lifted first: the order of the host's words must not matter.
         rig.host.lift_quiesce();

@@ -15,6 +15,7 @@ mod folders;
 pub mod image;
 mod places;
 mod sandbox;
+mod zeros;
 
 pub use command::{Child, ChildEvent, ChildEvents, ChildInput, Command, Output};
 pub use error::SandboxError;

@@ -25,7 +25,7 @@ async fn capabilities_name_a_versioned_machine_and_are_kept() {
     assert!(machine.machine_type.starts_with("pc-q35-"), "{machine:?}");
     assert!(machine.version.split('.').count() >= 2, "{machine:?}");
     match machine.accelerator {
-        Accelerator::Tcg => assert_eq!(machine.cpu_model, "max"),
+        Accelerator::Tcg => assert!(machine.cpu_model.starts_with("max"), "{machine:?}"),
         Accelerator::Kvm => assert!(machine.cpu_model.starts_with("host:")),
     }
     assert!(first.accelerator_reason.contains("KVM"), "{}", first.accelerator_reason);

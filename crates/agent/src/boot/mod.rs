@@ -9,6 +9,7 @@ use std::io;
 use std::path::Path;
 use std::rc::Rc;
 
+use rustix::mm::MlockAllFlags;
 use rustix::process::{Resource, Rlimit};
 use rustix::system::RebootCommand;
 use throughline::{AttachError, Doorbell, Link, Region, RegionError};
@@ -87,6 +88,9 @@ pub fn run() -> Result<(), BootError> {
         let builder = Link::guest(region).doorbell(doorbell).agent_version(version);
         let link = port::ALL.into_iter().fold(builder, throughline::LinkBuilder::listen).attach()?;
         let agent = Rc::new(Agent::new(&options)?);
+        // A restored guest would otherwise meet a page fault at each page of the agent that it had not used yet.
+        rustix::mm::mlockall(MlockAllFlags::CURRENT)
+            .map_err(|errno| BootError::System { what: "lock the agent's memory", source: errno.into() })?;
         Ok(agent.run(link).await?)
     })
 }

@@ -1,8 +1,11 @@
 //! Files that say who the guest is.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
 
 /// A file that could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -19,26 +22,78 @@ pub fn machine_id(epoch: u128) -> String {
     format!("{variant:032x}")
 }
 
-/// Writes machine-id and host name below `etc`, and returns the host name.
-pub(super) fn write_names(etc: &Path, epoch: u128) -> Result<String, FilesError> {
-    let id = machine_id(epoch);
-    replace(&etc.join("machine-id"), &format!("{id}\n"))?;
-    let name = format!("throughline-{}", &id[..12]);
-    replace(&etc.join("hostname"), &format!("{name}\n"))?;
-    Ok(name)
+/// Machine-id and host name below `etc`, and `epoch` below `run`, for programs that want to notice.
+#[derive(Debug)]
+pub(super) struct Files {
+    machine_id: Rewrite,
+    hostname: Rewrite,
+    epoch: Rewrite,
 }
 
-/// Writes the file `epoch` below `run`, for programs that want to notice.
-pub(super) fn write_epoch(run: &Path, epoch: u128) -> Result<(), FilesError> {
-    fs::create_dir_all(run).map_err(|source| FilesError { path: run.to_owned(), source })?;
-    replace(&run.join("epoch"), &format!("{epoch:032x}\n"))
+impl Files {
+    /// Looks for the files, and changes nothing.
+    pub(super) fn find(etc: &Path, run: &Path) -> Self {
+        let [machine_id, hostname, epoch] =
+            [etc.join("machine-id"), etc.join("hostname"), run.join("epoch")].map(Rewrite::find);
+        Self { machine_id, hostname, epoch }
+    }
+
+    /// Writes machine-id and host name, and returns the host name.
+    pub(super) fn write_names(&self, epoch: u128) -> Result<String, FilesError> {
+        let id = machine_id(epoch);
+        self.machine_id.write(&format!("{id}\n"))?;
+        let name = format!("throughline-{}", &id[..12]);
+        self.hostname.write(&format!("{name}\n"))?;
+        Ok(name)
+    }
+
+    /// Writes the epoch.
+    pub(super) fn write_epoch(&self, epoch: u128) -> Result<(), FilesError> {
+        self.epoch.write(&format!("{epoch:032x}\n"))
+    }
 }
 
-/// Replaces a file in one step: who reads it sees the old text or the new one.
-fn replace(path: &Path, text: &str) -> Result<(), FilesError> {
+/// A short file that is to be written anew.
+///
+/// Nothing that could read it runs between finding and writing it. So it is overwritten in place, which costs a
+/// guest whose code is in no cache far less than a new file and a rename.
+#[derive(Debug)]
+struct Rewrite {
+    path: PathBuf,
+    /// With its length; `None` where there is no plain file.
+    file: Option<(File, u64)>,
+}
+
+impl Rewrite {
+    fn find(path: PathBuf) -> Self {
+        // Whatever lies there instead of a file: nothing waits for it, or writes to where it points.
+        let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+        let found = File::options().write(true).custom_flags(flags).open(&path);
+        let found = found.and_then(|file| Ok((file.metadata()?, file)));
+        let file = found.ok().filter(|(data, _)| data.is_file()).map(|(data, file)| (file, data.len()));
+        Self { path, file }
+    }
+
+    fn write(&self, text: &str) -> Result<(), FilesError> {
+        let written = match &self.file {
+            Some((file, length)) => overwrite(file, *length, text),
+            None => replace(&self.path, text),
+        };
+        written.map_err(|source| FilesError { path: self.path.clone(), source })
+    }
+}
+
+fn overwrite(file: &File, length: u64, text: &str) -> io::Result<()> {
+    file.write_all_at(text.as_bytes(), 0)?;
+    if length > text.len() as u64 { file.set_len(text.len() as u64) } else { Ok(()) }
+}
+
+fn replace(path: &Path, text: &str) -> io::Result<()> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder)?;
+    }
     let mut new = path.as_os_str().to_owned();
     new.push(".new");
-    fs::write(&new, text)
-        .and_then(|()| fs::rename(&new, path))
-        .map_err(|source| FilesError { path: path.to_owned(), source })
+    fs::write(&new, text)?;
+    fs::rename(&new, path)
 }

@@ -53,16 +53,17 @@ pub enum HookError {
     },
 }
 
-/// Runs all executable files of `folder`; without the folder there is nothing to do.
+/// Runs hooks one after another.
 pub(super) async fn run(
-    folder: &Path,
+    hooks: &[PathBuf],
     identity: &Identity,
     spawner: &Spawner,
     reaper: &Reaper,
     limit: Duration,
 ) -> Result<(), HookError> {
     let deadline = Instant::now() + limit;
-    for path in list(folder)? {
+    for path in hooks {
+        let path = path.clone();
         let started = spawner
             .spawn(&spec(&path, identity))
             .map_err(|failure| HookError::Start { path: path.clone(), message: failure.message })?;
@@ -80,7 +81,8 @@ pub(super) async fn run(
     Ok(())
 }
 
-fn list(folder: &Path) -> Result<Vec<PathBuf>, HookError> {
+/// All executable files of `folder`, in the order of their names; none without the folder.
+pub(super) fn list(folder: &Path) -> Result<Vec<PathBuf>, HookError> {
     let failed = |source| HookError::List { path: folder.to_owned(), source };
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,

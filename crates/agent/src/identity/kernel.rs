@@ -13,10 +13,14 @@ pub struct KernelError {
     source: io::Error,
 }
 
+/// The kernel's random pool.
+pub(super) fn random() -> Result<File, KernelError> {
+    File::open("/dev/urandom").map_err(|source| KernelError { what: "open the kernel's random pool", source })
+}
+
 /// Mixes secret randomness into the pool: siblings share everything else.
-pub(super) fn reseed(entropy: &[u8; 64]) -> Result<(), KernelError> {
-    File::open("/dev/urandom")
-        .and_then(|random| crate::sys::add_entropy(&random, entropy))
+pub(super) fn reseed(random: &File, entropy: &[u8; 64]) -> Result<(), KernelError> {
+    crate::sys::add_entropy(random, entropy)
         .map_err(|source| KernelError { what: "mix the identity's entropy into the kernel's random pool", source })
 }
 

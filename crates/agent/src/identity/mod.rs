@@ -7,6 +7,7 @@ mod files;
 mod hooks;
 mod kernel;
 
+use std::fs::File;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use throughline::Identity;
 use crate::reaper::Reaper;
 use crate::spawn::Spawner;
 
+use files::Files;
 pub use files::{FilesError, machine_id};
 pub use hooks::HookError;
 pub use kernel::KernelError;
@@ -51,27 +53,38 @@ pub enum IdentityError {
     Hook(#[from] HookError),
 }
 
-/// Takes on an identity. When this returns without error, everything of the old one is gone.
-pub async fn take_on(
-    identity: &Identity,
-    places: &Places,
-    spawner: &Spawner,
-    reaper: &Reaper,
-) -> Result<(), IdentityError> {
-    kernel::reseed(&identity.entropy)?;
-    kernel::set_clock(identity.clock_ns)?;
-    take_on_names(identity, places)?;
-    hooks::run(&places.etc.join("throughline/restore.d"), identity, spawner, reaper, HOOKS_LIMIT).await?;
-    files::write_epoch(&places.run, identity.epoch)?;
-    Ok(())
+/// Everything that taking on an identity needs, looked up ahead.
+///
+/// The first code that a restored guest runs is slow, as it is in no cache: what can be done before the snapshot
+/// is. It holds while nothing of the user's runs.
+#[derive(Debug)]
+pub struct Preparation {
+    random: File,
+    files: Files,
+    hooks: Vec<PathBuf>,
 }
 
-fn take_on_names(identity: &Identity, places: &Places) -> Result<(), IdentityError> {
-    if identity.flags & Identity::RENEW_NAMES == 0 {
-        return Ok(());
+impl Preparation {
+    /// Looks everything up. To be called once the user's processes are frozen; changes nothing.
+    pub fn new(places: &Places) -> Result<Self, IdentityError> {
+        Ok(Self {
+            random: kernel::random()?,
+            files: Files::find(&places.etc, &places.run),
+            hooks: hooks::list(&places.etc.join("throughline/restore.d"))?,
+        })
     }
-    let name = files::write_names(&places.etc, identity.epoch)?;
-    Ok(kernel::set_hostname(&name)?)
+
+    /// Takes on an identity. When this returns without error, everything of the old one is gone.
+    pub async fn take_on(&self, identity: &Identity, spawner: &Spawner, reaper: &Reaper) -> Result<(), IdentityError> {
+        kernel::reseed(&self.random, &identity.entropy)?;
+        kernel::set_clock(identity.clock_ns)?;
+        if identity.flags & Identity::RENEW_NAMES != 0 {
+            kernel::set_hostname(&self.files.write_names(identity.epoch)?)?;
+        }
+        hooks::run(&self.hooks, identity, spawner, reaper, HOOKS_LIMIT).await?;
+        self.files.write_epoch(identity.epoch)?;
+        Ok(())
+    }
 }
 
 #[cfg(test)]

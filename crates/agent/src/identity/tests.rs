@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use throughline::Identity;
 
-use super::{HookError, files, hooks, machine_id};
+use super::files::Files;
+use super::{FilesError, HookError, hooks, machine_id};
 use crate::reaper::{Reaper, Scope};
 use crate::spawn::Spawner;
 
@@ -28,8 +29,9 @@ async fn run(folder: &Path, limit: Duration) -> (Result<(), HookError>, usize) {
     let reaper = Reaper::new(Scope::Adopted);
     let spawner = Spawner::new(None, false);
     let identity = identity();
+    let hooks = hooks::list(folder).unwrap();
     let result = tokio::select! {
-        result = hooks::run(folder, &identity, &spawner, &reaper, limit) => result,
+        result = hooks::run(&hooks, &identity, &spawner, &reaper, limit) => result,
         ended = reaper.run() => panic!("{ended:?}"),
     };
     // A killed hook is still to be reaped.
@@ -100,16 +102,40 @@ fn machine_ids_are_valid_and_follow_the_epoch() {
 }
 
 #[test]
-fn files_are_replaced_whole() {
+fn files_say_who_the_guest_is_whatever_lay_there() {
     let folder = tempfile::tempdir().unwrap();
-    fs::write(folder.path().join("machine-id"), "old\n").unwrap();
-    let name = files::write_names(folder.path(), u128::MAX).unwrap();
-    let read = |name: &str| fs::read_to_string(folder.path().join(name)).unwrap();
-    assert_eq!(read("machine-id"), "ffffffffffff4fffbfffffffffffffff\n");
-    assert_eq!((name.as_str(), read("hostname").as_str()), ("throughline-ffffffffffff", "throughline-ffffffffffff\n"));
-    files::write_epoch(&folder.path().join("run/throughline"), 0xab).unwrap();
-    assert_eq!(read("run/throughline/epoch"), format!("{:032x}\n", 0xab));
-    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 3, "a temporary file was left");
-    let error = files::write_epoch(&folder.path().join("hostname/x"), 1).unwrap_err();
-    assert!(error.to_string().contains("hostname/x"), "{error}");
+    let run = folder.path().join("run/throughline");
+    let [id, host, epoch] = [folder.path().join("machine-id"), folder.path().join("hostname"), run.join("epoch")];
+    let read = |path: &Path| fs::read_to_string(path).unwrap();
+    let write = |number| {
+        let files = Files::find(folder.path(), &run);
+        let name = files.write_names(number)?;
+        files.write_epoch(number)?;
+        Ok::<_, FilesError>(name)
+    };
+    let check = |number| {
+        assert_eq!(read(&id), format!("{}\n", machine_id(number)));
+        assert_eq!(read(&host), format!("throughline-{}\n", &machine_id(number)[..12]));
+        assert_eq!(read(&epoch), format!("{number:032x}\n"));
+    };
+    write(1).unwrap();
+    check(1);
+    fs::write(&host, "a name that is longer than the one that will stand here\n").unwrap();
+    assert_eq!(write(u128::MAX).unwrap(), "throughline-ffffffffffff");
+    check(u128::MAX);
+    // Neither followed nor waited for.
+    let aim = folder.path().join("aim");
+    fs::write(&aim, "untouched").unwrap();
+    fs::remove_file(&id).unwrap();
+    std::os::unix::fs::symlink(&aim, &id).unwrap();
+    fs::remove_file(&host).unwrap();
+    assert!(Command::new("mkfifo").arg(&host).status().unwrap().success());
+    write(7).unwrap();
+    check(7);
+    assert_eq!(read(&aim), "untouched");
+    let mut names: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["aim", "hostname", "machine-id", "run"], "a temporary file was left");
+    let error = Files::find(folder.path(), &host).write_epoch(1).unwrap_err();
+    assert!(error.to_string().contains("hostname/epoch"), "{error}");
 }

@@ -2,18 +2,35 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
-use rustix::fs::{SeekFrom, seek};
+use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 use rustix::io::Errno;
 use xxhash_rust::xxh3::Xxh3;
 
-const PAGE: usize = 4096;
+use crate::zeros::{PAGE, is_zero};
+
 const CHUNK: usize = 256 * 1024;
 
 /// The checksum of a file's length and of its pages that are not all zero, with their numbers: the
 /// same for a sparse file and for its full copy.
 pub(super) fn checksum(file: &File) -> io::Result<u64> {
+    sum_up(file, |_| {})
+}
+
+/// The same of a file open for writing, of which it gives back the memory or disk that holds nothing but zeros:
+/// a guest's kernel clears far more pages than it uses.
+pub(super) fn checksum_and_trim(file: &File) -> io::Result<u64> {
+    sum_up(file, |zeros| {
+        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        // Where a file system knows no holes, the file stays as it is.
+        let _ = fallocate(file, punch, zeros.start, zeros.end - zeros.start);
+    })
+}
+
+/// Calls `zeros` with each run of pages, in bytes, that are there and hold nothing.
+fn sum_up(file: &File, mut zeros: impl FnMut(Range<u64>)) -> io::Result<u64> {
     let length = file.metadata()?.len();
     let mut sum = Xxh3::new();
     sum.update(&length.to_le_bytes());
@@ -30,13 +47,23 @@ pub(super) fn checksum(file: &File) -> io::Result<u64> {
         while at < hole {
             let piece = &mut buffer[..CHUNK.min((hole - at) as usize)];
             file.read_exact_at(piece, at)?;
-            for (number, page) in (at / PAGE as u64..).zip(piece.chunks(PAGE)) {
-                if page.iter().any(|byte| *byte != 0) {
-                    sum.update(&number.to_le_bytes());
+            let mut empty = at..at;
+            for page in piece.chunks(PAGE) {
+                if is_zero(page) {
+                    empty.end = at + page.len() as u64;
+                } else {
+                    if !empty.is_empty() {
+                        zeros(empty);
+                    }
+                    sum.update(&(at / PAGE as u64).to_le_bytes());
                     sum.update(page);
+                    empty = at + page.len() as u64..at + page.len() as u64;
                 }
+                at += page.len() as u64;
             }
-            at += piece.len() as u64;
+            if !empty.is_empty() {
+                zeros(empty);
+            }
         }
     }
     Ok(sum.digest())
@@ -65,5 +92,23 @@ mod tests {
         assert_ne!(sparse, sum(&[(3, 1), (70, 3)], length), "a page that changed");
         assert_ne!(sparse, sum(&[(3, 1), (70, 2)], length - 1), "another length");
         assert_eq!(sum(&[], 0), sum(&[], 0));
+    }
+
+    #[test]
+    fn trimming_gives_back_what_holds_nothing_and_changes_nothing() {
+        use std::os::unix::fs::MetadataExt;
+        let length = 200 * PAGE as u64 + 7;
+        let full = file(&[], length);
+        full.write_all_at(&vec![0; length as usize], 0).unwrap();
+        for page in [0, 3, 63, 64, 150] {
+            full.write_all_at(&[9], page * PAGE as u64 + 1000).unwrap();
+        }
+        let before = full.metadata().unwrap().blocks();
+        let sum = checksum(&full).unwrap();
+        assert_eq!(checksum_and_trim(&full).unwrap(), sum);
+        assert_eq!(checksum(&full).unwrap(), sum);
+        let after = full.metadata().unwrap();
+        assert_eq!(after.len(), length);
+        assert!(after.blocks() * 10 < before, "{} of {before} blocks are left", after.blocks());
     }
 }

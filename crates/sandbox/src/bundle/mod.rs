@@ -225,8 +225,8 @@ impl Draft {
     pub fn complete(mut self, mut manifest: Manifest) -> Result<Bundle, BundleError> {
         for name in FILES {
             let path = self.path(name);
-            let file = File::open(&path).map_err(BundleError::io("open", &path))?;
-            let checksum = checksum::checksum(&file).map_err(BundleError::io("read", &path))?;
+            let file = File::options().read(true).write(true).open(&path).map_err(BundleError::io("open", &path))?;
+            let checksum = checksum::checksum_and_trim(&file).map_err(BundleError::io("read", &path))?;
             file.sync_all().map_err(BundleError::io("write", &path))?;
             let bytes = file.metadata().map_err(BundleError::io("read", &path))?.len();
             manifest.files.insert(name.to_owned(), FileEntry { bytes, checksum });

@@ -17,6 +17,7 @@ use crate::SandboxError;
 use crate::bundle::{Bundle, BundleError, MANIFEST, RAM, REGION, SIDECAR, STATE};
 use crate::engine::{Engine, LoadSpec, Qemu, VmConfig};
 use crate::places::Places;
+use crate::zeros::{PAGE, is_zero};
 
 /// How to restore a bundle. Made by [`Sandbox::restore`].
 #[must_use = "nothing is restored before `start`"]
@@ -194,9 +195,9 @@ fn copy_sparse(from: &File, to: &Path) -> Result<(), SandboxError> {
             let piece = &mut buffer[..(64 << 10).min((end - at) as usize)];
             from.read_exact_at(piece, at).map_err(failed)?;
             // A file system may keep no holes; here they save memory.
-            for (page, bytes) in piece.chunks(4096).enumerate() {
-                if bytes.iter().any(|byte| *byte != 0) {
-                    copy.write_all_at(bytes, at + page as u64 * 4096).map_err(failed)?;
+            for (page, bytes) in piece.chunks(PAGE).enumerate() {
+                if !is_zero(bytes) {
+                    copy.write_all_at(bytes, at + (page * PAGE) as u64).map_err(failed)?;
                 }
             }
             at += piece.len() as u64;

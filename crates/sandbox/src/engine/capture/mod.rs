@@ -15,11 +15,10 @@ use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 
 use super::EngineError;
+use crate::zeros::{PAGE, is_zero};
 
 mod private;
 
-/// A page of the guest and of the host, in bytes.
-const PAGE: usize = 4096;
 /// How much is read at a time, in bytes: fits a core's cache together with what it is compared to.
 const CHUNK: usize = 256 * 1024;
 /// How many threads compare. More than two leave nothing for the guest.
@@ -158,7 +157,7 @@ fn copy_sparse(from: &File, to: &File, length: u64) -> io::Result<u64> {
         while at < end {
             let bytes = &mut buffer[..CHUNK.min((end - at) as usize)];
             from.read_exact_at(bytes, at)?;
-            copied += write_runs(to, bytes, at, |page, _| page.iter().any(|byte| *byte != 0))?;
+            copied += write_runs(to, bytes, at, |page, _| !is_zero(page))?;
             at += bytes.len() as u64;
         }
     }

@@ -27,7 +27,7 @@ mod readiness;
 mod sockets;
 mod vm;
 
-use command::{Builder, CONTROL, Mapping, STATE_FD};
+use command::{Builder, CONTROL, Mapping};
 use process::Process;
 use qmp::Qmp;
 use vm::{QemuVm, Watched};
@@ -175,7 +175,7 @@ impl Engine for Qemu {
         let vm = self.start(builder, start).await?;
         // From here on a dropped future would leave the monitor: the guard does not.
         let guard = vm.ended_on_drop();
-        vm.load_devices(STATE_FD).await?;
+        vm.loaded().await?;
         guard.disarm();
         Ok(Box::new(vm))
     }

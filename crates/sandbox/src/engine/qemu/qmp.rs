@@ -6,9 +6,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use qapi::futures::{QapiEvents, QapiService, QmpStreamTokio};
-use qapi::qmp::{
-    Event, MigrationCapability, MigrationCapabilityStatus, MigrationStatus, QmpCommand, ShutdownCause, StatusInfo,
-};
+use qapi::qmp::{Event, MigrationStatus, QmpCommand, ShutdownCause, StatusInfo};
 use qapi::{ExecuteError, qmp};
 use tokio::io::{ReadHalf, WriteHalf};
 use tokio::net::UnixStream;
@@ -20,6 +18,9 @@ use crate::engine::EngineError;
 
 /// How long the monitor may take for one answer. Only a hung or starved one needs so long.
 pub(super) const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Why a state does not load.
+const DAMAGED: &str = "the saved state is damaged or of another machine";
 
 /// What the monitor has said on its own.
 #[derive(Clone, Debug, Default)]
@@ -98,13 +99,15 @@ impl Qmp {
         self.execute("save its devices", command).await.map(drop)
     }
 
-    /// Loads the device state from a descriptor that the monitor inherited, and waits for it.
-    pub(super) async fn load_devices(&self, descriptor: i32) -> Result<(), EngineError> {
+    /// Waits until the device state that the monitor was started with has been loaded. Where that fails, the
+    /// monitor ends.
+    pub(super) async fn loaded(&self) -> Result<(), EngineError> {
         let doing = "load its devices";
-        let events = MigrationCapabilityStatus { capability: MigrationCapability::events, state: true };
-        self.execute(doing, qmp::migrate_set_capabilities { capabilities: vec![events] }).await?;
-        let uri = Some(format!("fd:{descriptor}"));
-        self.execute(doing, qmp::migrate_incoming { uri, channels: None, exit_on_error: None }).await?;
+        // What it said before anybody listened is lost.
+        let status = self.execute(doing, qmp::query_migrate {}).await?.status;
+        if matches!(status, Some(MigrationStatus::completed)) {
+            return Ok(());
+        }
         let mut seen = self.seen.clone();
         let ended = |seen: &Seen| {
             seen.closed || matches!(seen.migration, Some(MigrationStatus::completed | MigrationStatus::failed))
@@ -112,7 +115,7 @@ impl Qmp {
         let last = in_time(doing, seen.wait_for(ended)).await?.map(|seen| seen.migration);
         match last {
             Ok(Some(MigrationStatus::completed)) => Ok(()),
-            _ => Err(EngineError::Refused { doing, reason: "the saved state is damaged or of another machine".into() }),
+            _ => Err(EngineError::Refused { doing, reason: DAMAGED.into() }),
         }
     }
 

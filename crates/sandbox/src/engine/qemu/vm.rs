@@ -172,8 +172,8 @@ impl QemuVm {
         EndOnDrop { process: Arc::clone(&self.watched.process), armed: AtomicBool::new(true) }
     }
 
-    pub(super) async fn load_devices(&self, descriptor: i32) -> Result<(), EngineError> {
-        self.or_ended("load its devices", self.qmp.load_devices(descriptor)).await
+    pub(super) async fn loaded(&self) -> Result<(), EngineError> {
+        self.or_ended("load its devices", self.qmp.loaded()).await
     }
 
     async fn or_ended<T>(
