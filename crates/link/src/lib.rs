@@ -59,7 +59,7 @@ mod backing;
 mod connect;
 #[cfg(not(loom))]
 mod control;
-mod core;
+pub mod core;
 mod counters;
 #[cfg(not(loom))]
 mod doorbell;

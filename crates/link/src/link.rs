@@ -140,6 +140,7 @@ impl LinkBuilder {
         let told = self.sidecar.as_ref().is_some_and(Sidecar::event_pending);
         let restored = timeline.filter(|timeline| told && timeline.origin == Origin::Restored);
         let options = AttachOptions {
+            now: std::time::Instant::now(),
             side,
             timeline: timeline.map_or(self.region.header().region, |timeline| timeline.epoch),
             restored_from: restored.map(|timeline| timeline.parent),
@@ -276,7 +277,7 @@ impl Link {
 
     /// Totals since the attach.
     pub fn counters(&self) -> Counters {
-        self.core().counting.totals()
+        self.core().counters()
     }
 }
 

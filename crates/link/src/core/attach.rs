@@ -20,18 +20,21 @@ use crate::sync::Mutex;
 
 /// What an attach needs besides the memory.
 #[derive(Clone, Debug)]
-pub(crate) struct AttachOptions {
-    pub(crate) side: Side,
+pub struct AttachOptions {
+    /// Which side this is.
+    pub side: Side,
+    /// The time. Deadlines for adoption count from it.
+    pub now: Instant,
     /// The timeline that the bytes belong to.
-    pub(crate) timeline: u128,
+    pub timeline: u128,
     /// The timeline of the snapshot, where this is the first attach after a restore.
-    pub(crate) restored_from: Option<u128>,
+    pub restored_from: Option<u128>,
     /// A random number: where this side's sleep episodes begin.
-    pub(crate) random: u64,
+    pub random: u64,
     /// Ports listened on before any open is looked at.
-    pub(crate) listen: Vec<u32>,
+    pub listen: Vec<u32>,
     /// Guest: the agent's protocol version.
-    pub(crate) agent: Option<u32>,
+    pub agent: Option<u32>,
 }
 
 /// Why a core could not attach.
@@ -48,7 +51,7 @@ pub enum AttachCoreError {
 impl<W: Words, B: Bell> Core<W, B> {
     /// Attaches: finishes scrubs, shows this side's words again, and looks at nothing of the peer's
     /// yet. The caller then rings, and serves.
-    pub(crate) fn attach(
+    pub fn attach(
         ledger: Ledger<W>,
         geometry: &Geometry,
         bell: B,
@@ -60,7 +63,7 @@ impl<W: Words, B: Bell> Core<W, B> {
         show_link_words(&ledger, &layout, options);
         let mut slots = Vec::with_capacity(layout.slots().len());
         for slot in 0..layout.slots().len() {
-            let entry = attach_slot(&ledger, &layout, side, slot)?;
+            let entry = attach_slot(&ledger, &layout, options, slot)?;
             // Every one is looked at once: a peer may still have to settle what a predecessor closed.
             if entry.channel.corrupt.is_none() {
                 active.set(slot);
@@ -109,9 +112,10 @@ fn show_link_words(ledger: &Ledger<impl Words>, layout: &Layout, options: &Attac
 fn attach_slot(
     ledger: &Ledger<impl Words>,
     layout: &Layout,
-    side: Side,
+    options: &AttachOptions,
     slot: usize,
 ) -> Result<Entry, AttachCoreError> {
+    let side = options.side;
     let view = View::new(ledger, layout, side, slot);
     let place = layout.slots()[slot];
     let kept = State::decode(view.kept(RecordWord::State)).map_err(|_| AttachCoreError::Damaged(slot))?;
@@ -133,7 +137,7 @@ fn attach_slot(
         allocated,
         closing: None,
         peeked: None,
-        expires: expires.map(|after: Duration| Instant::now() + after),
+        expires: expires.map(|after: Duration| options.now + after),
         reader: None,
         writer: None,
     })

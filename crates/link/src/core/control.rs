@@ -57,7 +57,7 @@ impl<W: Words, B: Bell> Core<W, B> {
     }
 
     /// Waits until `check` finds something in the peer's link words.
-    pub(crate) fn poll_link<T>(&self, cx: &mut Context<'_>, mut check: impl FnMut(&Self) -> Option<T>) -> Poll<T> {
+    pub fn poll_link<T>(&self, cx: &mut Context<'_>, mut check: impl FnMut(&Self) -> Option<T>) -> Poll<T> {
         if let Some(found) = check(self) {
             return Poll::Ready(found);
         }
@@ -70,18 +70,18 @@ impl<W: Words, B: Bell> Core<W, B> {
     }
 
     /// A link word of mine.
-    pub(crate) fn my_word(&self, word: LinkWord) -> u64 {
+    pub fn my_word(&self, word: LinkWord) -> u64 {
         self.ledger.kept(self.layout.link_word(self.side, word))
     }
 
     /// A link word of the peer.
-    pub(crate) fn peer_word(&self, word: LinkWord) -> u64 {
+    pub fn peer_word(&self, word: LinkWord) -> u64 {
         self.ledger.alleged(self.layout.link_word(self.side.peer(), word))
     }
 
     /// Publishes a link word, and rings if the peer sleeps. Link words are written during a freeze too:
     /// they are how a freeze is agreed upon.
-    pub(crate) fn publish_link(&self, word: LinkWord, value: u64) {
+    pub fn publish_link(&self, word: LinkWord, value: u64) {
         self.ledger.publish(self.layout.link_word(self.side, word), value);
         if let Some(episode) = self.ringer.claim_link(&self.ledger) {
             self.ring_for(episode);
@@ -89,7 +89,7 @@ impl<W: Words, B: Bell> Core<W, B> {
     }
 
     /// Host: gives the guest an identity.
-    pub(crate) fn write_identity(&self, identity: &Identity) {
+    pub fn write_identity(&self, identity: &Identity) {
         write_identity(&self.ledger, &self.layout, identity);
         if let Some(episode) = self.ringer.claim_link(&self.ledger) {
             self.ring_for(episode);
@@ -97,27 +97,27 @@ impl<W: Words, B: Bell> Core<W, B> {
     }
 
     /// Host: number of the last identity that was given, or begun to be given: it is not free again.
-    pub(crate) fn last_identity(&self) -> u64 {
+    pub fn last_identity(&self) -> u64 {
         last_identity(&self.ledger, &self.layout)
     }
 
     /// Host: the guest has mixed the entropy in.
-    pub(crate) fn erase_entropy(&self) {
+    pub fn erase_entropy(&self) {
         erase_entropy(&self.ledger, &self.layout);
     }
 
     /// Guest: the identity that the host gave.
-    pub(crate) fn read_identity(&self) -> Option<Identity> {
+    pub fn read_identity(&self) -> Option<Identity> {
         read_identity(&self.ledger, &self.layout)
     }
 
     /// The next event.
-    pub(crate) fn poll_event(&self, cx: &mut Context<'_>) -> Poll<Event> {
+    pub fn poll_event(&self, cx: &mut Context<'_>) -> Poll<Event> {
         self.events.lock().poll(cx)
     }
 
     /// Tells the owner something that the driver noticed.
-    pub(crate) fn tell(&self, event: Event) {
+    pub fn tell(&self, event: Event) {
         self.events.lock().push(event);
     }
 }

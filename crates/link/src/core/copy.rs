@@ -26,7 +26,7 @@ impl<W: Words, B: Bell> Core<W, B> {
     /// Of the rings to the guest those are the bytes that were not read; what was is left behind,
     /// scrubbed or not. Of the rings to the host, whatever the guest has written: it may be in the
     /// middle of a message that it publishes later.
-    pub(crate) fn copy_region<E>(&self, mut put: impl FnMut(u64, &[u8]) -> Result<(), E>) -> Result<Carried, E> {
+    pub fn copy_region<E>(&self, mut put: impl FnMut(u64, &[u8]) -> Result<(), E>) -> Result<Carried, E> {
         let mut carried = Carried::default();
         self.copy_words(0, self.layout.control_words(), &mut put)?;
         for slot in 0..self.slots.len() {
@@ -59,7 +59,7 @@ impl<W: Words, B: Bell> Core<W, B> {
     }
 
     /// Walks over the kept words of the sidecar's side pages.
-    pub(crate) fn copy_sidecar<E>(&self, mut put: impl FnMut(u64, &[u8]) -> Result<(), E>) -> Result<(), E> {
+    pub fn copy_sidecar<E>(&self, mut put: impl FnMut(u64, &[u8]) -> Result<(), E>) -> Result<(), E> {
         let Some(sidecar) = self.ledger.sidecar() else { return Ok(()) };
         copy_nonzero(sidecar, 0, sidecar.len(), &mut put)
     }

@@ -10,7 +10,7 @@ impl<W: Words, B: Bell> Core<W, B> {
     /// After this returns, this side publishes nothing until the thaw. Every moment between two stores
     /// is a valid one to copy, so nothing can block this and nothing can make it fail. Waits at most for
     /// the calls that are copying bytes right now.
-    pub(crate) fn freeze(&self) {
+    pub fn freeze(&self) {
         self.frozen.store(true, Ordering::SeqCst);
         // Whoever holds a channel's lock may still publish; whoever takes it later sees the gate shut.
         for slot in &self.slots {
@@ -20,7 +20,7 @@ impl<W: Words, B: Bell> Core<W, B> {
     }
 
     /// Opens the gate: closes what was to be closed, lets everybody look again, and rings.
-    pub(crate) fn thaw(&self) {
+    pub fn thaw(&self) {
         self.frozen.store(false, Ordering::SeqCst);
         for (slot, place) in self.slots.iter().enumerate() {
             let mut entry = place.entry.lock();

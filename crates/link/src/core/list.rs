@@ -52,12 +52,12 @@ pub struct ChannelInfo {
 
 impl<W: Words, B: Bell> Core<W, B> {
     /// Every channel that this side has open, or had to give up.
-    pub(crate) fn channels(&self) -> Vec<ChannelInfo> {
+    pub fn channels(&self) -> Vec<ChannelInfo> {
         (0..self.slots.len()).filter_map(|slot| self.channel(slot)).collect()
     }
 
     /// One of them.
-    pub(crate) fn channel(&self, slot: usize) -> Option<ChannelInfo> {
+    pub fn channel(&self, slot: usize) -> Option<ChannelInfo> {
         let view = self.view(slot);
         let mut entry = self.slots[slot].entry.lock();
         let mine = entry.channel.mine;

@@ -1,8 +1,11 @@
 //! The link without its waiting: what both drivers, the tests and the models call.
 //!
-//! The core does no input or output of its own. Memory comes in as [`Words`], the doorbell as
-//! [`Bell`]; whoever has to wait leaves a [`Waker`](std::task::Waker). A driver's loop is: serve, fall
-//! asleep, wait for the doorbell, wake up.
+//! The core does no input or output of its own, and reads no clock. Memory comes in as [`Words`], the
+//! doorbell as [`Bell`]; whoever has to wait leaves a [`Waker`](std::task::Waker). A driver's loop is:
+//! [serve](Core::serve), [fall asleep](Core::fall_asleep), wait for the doorbell, [wake up](Core::wake_up).
+//!
+//! For drivers other than the one in this crate: a monitor that puts the doorbell's descriptor into an epoll
+//! of its own, a simulator. Programs use [`Link`](crate::Link).
 
 mod attach;
 mod channel;
@@ -27,14 +30,14 @@ use throughline_ring::{Cause, Corrupt, Generation, Layout, Ledger, Phase, Ringer
 use throughline_shmem::Words;
 
 pub use attach::AttachCoreError;
-pub(crate) use attach::AttachOptions;
+pub use attach::AttachOptions;
 pub use copy::Carried;
 pub use list::{ChannelId, ChannelInfo};
 #[cfg(not(loom))]
-pub(crate) use open::LABEL_BYTES;
+pub use open::LABEL_BYTES;
 pub use open::OnFork;
-pub(crate) use open::{OpenOptions, Policy};
-pub(crate) use transfer::{Publish, Take};
+pub use open::{OpenOptions, Policy};
+pub use transfer::{Publish, Take};
 
 use crate::counters::Counting;
 use crate::error::Error;
@@ -64,14 +67,16 @@ pub trait Bell {
 
 /// One use of a channel: what a handle holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Use {
-    pub(crate) slot: usize,
-    pub(crate) generation: Generation,
+pub struct Use {
+    /// The channel's slot.
+    pub slot: usize,
+    /// Which of the slot's connections, one after another, it is.
+    pub generation: Generation,
 }
 
 /// One side's attachment to a region.
 #[derive(Debug)]
-pub(crate) struct Core<W, B> {
+pub struct Core<W, B> {
     side: Side,
     layout: Layout,
     ledger: Ledger<W>,
@@ -142,17 +147,22 @@ impl Entry {
 
 impl<W: Words, B: Bell> Core<W, B> {
     /// The timeline that the bytes belong to.
-    pub(crate) fn timeline(&self) -> u128 {
+    pub fn timeline(&self) -> u128 {
         self.timeline
     }
 
+    /// Totals since the attach.
+    pub fn counters(&self) -> crate::Counters {
+        self.counting.totals()
+    }
+
     /// The doorbell.
-    pub(crate) fn bell(&self) -> &B {
+    pub fn bell(&self) -> &B {
         &self.bell
     }
 
     /// Bytes of each ring of a slot.
-    pub(crate) fn ring_bytes(&self, slot: usize) -> u64 {
+    pub fn ring_bytes(&self, slot: usize) -> u64 {
         self.layout.slots()[slot].ring_bytes
     }
 
@@ -182,7 +192,7 @@ impl<W: Words, B: Bell> Core<W, B> {
 
     /// Rings whatever the peer's sleep word says: after an attach and a thaw, and while an
     /// acknowledgement is due.
-    pub(crate) fn ring(&self) -> Rung {
+    pub fn ring(&self) -> Rung {
         let rung = self.bell.ring();
         self.counting.rung(rung);
         rung

@@ -90,8 +90,15 @@ fn connected() -> (ModelCore, ModelCore, Use) {
     let shared = records.chain(sleeps).chain(rings).map(|at| (at, AtomicU64::new(0))).collect();
     let memory = Arc::new(Modelled { shared, rest: std::sync::Mutex::default() });
     let attach = |side| {
-        let options =
-            AttachOptions { side, timeline: 1, restored_from: None, random: 8, listen: vec![PORT], agent: None };
+        let options = AttachOptions {
+            side,
+            now: std::time::Instant::now(),
+            timeline: 1,
+            restored_from: None,
+            random: 8,
+            listen: vec![PORT],
+            agent: None,
+        };
         let ledger = Ledger::new(memory.clone(), None);
         Arc::new(Core::attach(ledger, &geometry, Rang(0.into()), &options).expect("attached"))
     };

@@ -22,10 +22,11 @@ pub enum OnFork {
 
 /// What is decided when a channel is opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Policy {
-    pub(crate) on_fork: OnFork,
+pub struct Policy {
+    /// What a fork does with it.
+    pub on_fork: OnFork,
     /// When nobody adopts it after an attach, it is closed after so long; `None` keeps it.
-    pub(crate) unadopted: Option<Duration>,
+    pub unadopted: Option<Duration>,
 }
 
 impl Policy {
@@ -41,17 +42,21 @@ impl Policy {
 }
 
 /// Bytes of a channel's label.
-pub(crate) const LABEL_BYTES: usize = 32;
+pub const LABEL_BYTES: usize = 32;
 
 /// How to open a channel.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct OpenOptions {
-    pub(crate) port: u32,
-    pub(crate) kind: Kind,
+pub struct OpenOptions {
+    /// The port of a listener on the other side.
+    pub port: u32,
+    /// Bytes or messages.
+    pub kind: Kind,
     /// The smallest ring that will do, in bytes.
-    pub(crate) ring_bytes: u64,
-    pub(crate) label: [u8; LABEL_BYTES],
-    pub(crate) policy: Policy,
+    pub ring_bytes: u64,
+    /// For people; zeros at its end are not part of it.
+    pub label: [u8; LABEL_BYTES],
+    /// What happens to it later.
+    pub policy: Policy,
 }
 
 /// Opens that wait to be accepted on one port. Bounded by the number of slots.
@@ -81,7 +86,7 @@ impl Backlog {
 impl<W: Words, B: Bell> Core<W, B> {
     /// Opens a channel in the first free slot of the smallest shape that will do. Does not wait for the
     /// peer's answer. Pends while every such slot is in use.
-    pub(crate) fn poll_open(&self, options: &OpenOptions, cx: &mut Context<'_>) -> Poll<Result<Use, Error>> {
+    pub fn poll_open(&self, options: &OpenOptions, cx: &mut Context<'_>) -> Poll<Result<Use, Error>> {
         match self.try_open(options) {
             Err(Error::Busy) => {}
             done => return Poll::Ready(done),
@@ -98,7 +103,7 @@ impl<W: Words, B: Bell> Core<W, B> {
     }
 
     /// The same, but `Busy` where it would wait.
-    pub(crate) fn try_open(&self, options: &OpenOptions) -> Result<Use, Error> {
+    pub fn try_open(&self, options: &OpenOptions) -> Result<Use, Error> {
         let places = self.layout.slots().iter().enumerate();
         let fits = |ring_bytes: u64| ring_bytes >= options.ring_bytes;
         let own = places.filter(|(_, place)| place.opener == self.side && fits(place.ring_bytes));
@@ -153,7 +158,7 @@ impl<W: Words, B: Bell> Core<W, B> {
     }
 
     /// Listens on a port.
-    pub(crate) fn listen(&self, port: u32) -> Result<(), Error> {
+    pub fn listen(&self, port: u32) -> Result<(), Error> {
         use std::collections::hash_map::Entry::{Occupied, Vacant};
         match self.listeners.lock().entry(port) {
             Occupied(_) => Err(Error::PortTaken(port)),
@@ -165,12 +170,12 @@ impl<W: Words, B: Bell> Core<W, B> {
     }
 
     /// Whether somebody listens on the port.
-    pub(crate) fn listens(&self, port: u32) -> bool {
+    pub fn listens(&self, port: u32) -> bool {
         self.listeners.lock().contains_key(&port)
     }
 
     /// Stops listening; opens that wait are refused.
-    pub(crate) fn unlisten(&self, port: u32) {
+    pub fn unlisten(&self, port: u32) {
         let backlog = self.listeners.lock().remove(&port);
         for this in backlog.into_iter().flat_map(|backlog| backlog.queue) {
             let mut entry = self.slots[this.slot].entry.lock();
@@ -197,7 +202,7 @@ impl<W: Words, B: Bell> Core<W, B> {
     }
 
     /// Accepts the next open of a port.
-    pub(crate) fn poll_accept(&self, port: u32, cx: &mut Context<'_>) -> Poll<Result<(Use, Kind), Error>> {
+    pub fn poll_accept(&self, port: u32, cx: &mut Context<'_>) -> Poll<Result<(Use, Kind), Error>> {
         loop {
             let this = {
                 let mut listeners = self.listeners.lock();
@@ -252,7 +257,7 @@ impl<W: Words, B: Bell> Core<W, B> {
     }
 
     /// Closes both directions of a use; during a freeze, with the thaw.
-    pub(crate) fn close(&self, this: Use, reason: Reason) {
+    pub fn close(&self, this: Use, reason: Reason) {
         let mut entry = self.slots[this.slot].entry.lock();
         if entry.in_use(this).is_err() {
             return;
@@ -277,7 +282,7 @@ impl<W: Words, B: Bell> Core<W, B> {
     }
 
     /// Gives a live channel that nobody holds to a new owner.
-    pub(crate) fn adopt(&self, id: ChannelId) -> Result<(Use, Kind), crate::AdoptError> {
+    pub fn adopt(&self, id: ChannelId) -> Result<(Use, Kind), crate::AdoptError> {
         use crate::AdoptError;
         if id.timeline != self.timeline {
             return Err(AdoptError::OtherTimeline { asked: id.timeline, running: self.timeline });
@@ -299,7 +304,7 @@ impl<W: Words, B: Bell> Core<W, B> {
     }
 
     /// Lets go of a live channel without closing it: it can be adopted again.
-    pub(crate) fn release(&self, this: Use) {
+    pub fn release(&self, this: Use) {
         let mut entry = self.slots[this.slot].entry.lock();
         if entry.in_use(this).is_ok() {
             entry.held = false;

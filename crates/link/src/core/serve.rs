@@ -16,7 +16,7 @@ impl<W: Words, B: Bell> Core<W, B> {
     /// Looks at every want and every state once, wakes whom it concerns, and returns how many. Bounded
     /// by the number of slots, whatever the peer does. While frozen it looks at the link's words only:
     /// the end of a freeze may come that way.
-    pub(crate) fn serve(&self) -> usize {
+    pub fn serve(&self) -> usize {
         let mut served = self.serve_link();
         if self.is_frozen() {
             return served;
@@ -41,7 +41,7 @@ impl<W: Words, B: Bell> Core<W, B> {
     }
 
     /// Whether [`serve`](Self::serve) would find something: what a spinning driver asks.
-    pub(crate) fn is_ready(&self) -> bool {
+    pub fn is_ready(&self) -> bool {
         self.waiting.iter().any(|slot| {
             let (view, watch) = (self.view(slot), &self.slots[slot].watch);
             watch.is_reached(&view) || watch.has_changed(&view)
@@ -49,7 +49,7 @@ impl<W: Words, B: Bell> Core<W, B> {
     }
 
     /// Whether somebody waits for the peer: the backstop runs only then.
-    pub(crate) fn has_waiters(&self) -> bool {
+    pub fn has_waiters(&self) -> bool {
         !self.waiting.is_empty()
             || self.link.has_waiters()
             || !self.vacancies.lock().is_empty()
@@ -58,7 +58,7 @@ impl<W: Words, B: Bell> Core<W, B> {
 
     /// Shows that this side sleeps and looks again. `true` means: nothing was there, wait for the
     /// doorbell, then call [`wake_up`](Self::wake_up). `false` means: something was, and this side is awake.
-    pub(crate) fn fall_asleep(&self) -> bool {
+    pub fn fall_asleep(&self) -> bool {
         self.sleeper.lock().fall_asleep(&self.ledger);
         // Everything that was registered before the fence is looked at; what is registered after it
         // is looked at by who registers it.
@@ -72,7 +72,7 @@ impl<W: Words, B: Bell> Core<W, B> {
     }
 
     /// Shows that this side is awake.
-    pub(crate) fn wake_up(&self) {
+    pub fn wake_up(&self) {
         self.sleeper.lock().wake_up(&self.ledger);
     }
 
@@ -134,7 +134,7 @@ impl<W: Words, B: Bell> Core<W, B> {
     }
 
     /// Closes the channels that nobody adopted in time. Returns when to call again.
-    pub(crate) fn expire(&self, now: Instant) -> Option<Instant> {
+    pub fn expire(&self, now: Instant) -> Option<Instant> {
         let mut next: Option<Instant> = None;
         for (slot, place) in self.slots.iter().enumerate() {
             let mut entry = place.entry.lock();

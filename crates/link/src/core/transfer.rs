@@ -33,7 +33,7 @@ enum Task {
 
 /// Whether bytes are handed over for good.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Take {
+pub enum Take {
     /// Copied, scrubbed and freed.
     Consume,
     /// Copied; a commit consumes them.
@@ -42,7 +42,7 @@ pub(crate) enum Take {
 
 /// When staged bytes become visible.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Publish {
+pub enum Publish {
     /// Before the call returns.
     Now,
     /// With a flush, a wait, or a full batch.
@@ -138,7 +138,7 @@ impl<W: Words, B: Bell> Core<W, B> {
     }
 
     /// Receives one message into `out`, which gets its length; `false` when the peer has finished.
-    pub(crate) fn poll_recv(
+    pub fn poll_recv(
         &self,
         this: Use,
         take: Take,
@@ -163,7 +163,7 @@ impl<W: Words, B: Bell> Core<W, B> {
 
     /// Reads bytes of a stream into `out`, from `skip` bytes after the cursor; zero when the peer has
     /// finished and nothing is left.
-    pub(crate) fn poll_read(
+    pub fn poll_read(
         &self,
         this: Use,
         take: Take,
@@ -186,7 +186,7 @@ impl<W: Words, B: Bell> Core<W, B> {
     }
 
     /// Consumes what was peeked at: a whole message (`None`), or so many bytes of it.
-    pub(crate) fn poll_commit(&self, this: Use, bytes: Option<u64>, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+    pub fn poll_commit(&self, this: Use, bytes: Option<u64>, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         self.poll(this, Task::Reader, Some(cx), |entry, view, _| {
             let peeked = entry.peeked.unwrap_or(0);
             let bytes = bytes.unwrap_or(peeked);
@@ -200,7 +200,7 @@ impl<W: Words, B: Bell> Core<W, B> {
     }
 
     /// Sends one message.
-    pub(crate) fn poll_send(
+    pub fn poll_send(
         &self,
         this: Use,
         publish: Publish,
@@ -211,7 +211,7 @@ impl<W: Words, B: Bell> Core<W, B> {
     }
 
     /// Writes as many of the bytes as there is space for: at least one.
-    pub(crate) fn poll_write(
+    pub fn poll_write(
         &self,
         this: Use,
         publish: Publish,
@@ -266,7 +266,7 @@ impl<W: Words, B: Bell> Core<W, B> {
     }
 
     /// Publishes what is staged.
-    pub(crate) fn poll_flush(&self, this: Use, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+    pub fn poll_flush(&self, this: Use, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         self.poll(this, Task::Writer, Some(cx), |entry, view, _| {
             self.publish(entry, view);
             Ok(Ok(()))
@@ -274,7 +274,7 @@ impl<W: Words, B: Bell> Core<W, B> {
     }
 
     /// Ends this side's direction; the peer reads what was written, and then the end.
-    pub(crate) fn poll_shutdown(&self, this: Use, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+    pub fn poll_shutdown(&self, this: Use, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         self.poll(this, Task::Writer, Some(cx), |entry, view, _| {
             if !entry.channel.mine.tx_shut {
                 entry.channel.shutdown(view);
@@ -285,7 +285,7 @@ impl<W: Words, B: Bell> Core<W, B> {
     }
 
     /// Waits until the peer has accepted the channel, or refused it.
-    pub(crate) fn poll_answer(&self, this: Use, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+    pub fn poll_answer(&self, this: Use, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         self.poll(this, Task::Reader, Some(cx), |entry, _, peer| match entry.channel.relate(peer) {
             Peer::Behind => Ok(Err(Want::Data(NEVER))),
             Peer::Live { .. } | Peer::Closed => Ok(Ok(())),

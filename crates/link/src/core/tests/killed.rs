@@ -327,6 +327,7 @@ pub(super) fn run(side: Side, memories: [OwnedFd; 3], bells: [OwnedFd; 2]) {
     let ledger =
         Ledger::new(marked(region.words(), false), sidecar.as_ref().map(|sidecar| marked(sidecar.words(), true)));
     let options = AttachOptions {
+        now: std::time::Instant::now(),
         side,
         timeline: region.header().region,
         restored_from: None,

@@ -247,6 +247,7 @@ impl World {
             room: self.room.clone(),
         };
         let options = AttachOptions {
+            now: std::time::Instant::now(),
             side,
             timeline: 1,
             restored_from: None,
