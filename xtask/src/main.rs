@@ -6,6 +6,7 @@ mod bench;
 mod demo;
 mod leftovers;
 mod nextest;
+mod prove;
 mod report;
 mod setup;
 mod spec;
@@ -39,6 +40,8 @@ enum Chore {
     /// The demo's verdict
     #[command(hide = true)]
     DemoJudge(demo::JudgeArguments),
+    /// Run the proofs with their full counts, make every mutant, and print what it all came to
+    Prove(prove::Options),
     /// Install the system packages that the other chores need
     Setup,
     /// Run every test, then hold SPECIFICATION.md and the machine against what ran
@@ -65,6 +68,7 @@ fn run(chore: &Chore) -> Result<bool> {
         Chore::DemoWorker(arguments) => demo::work(arguments),
         Chore::DemoJudge(arguments) => demo::judge(arguments),
         Chore::Bench(options) => bench::run(&workspace_root()?, options).map(|()| true),
+        Chore::Prove(options) => prove::run(&workspace_root()?, options),
         Chore::Setup => setup::ensure().map(|()| true),
         Chore::Test => test::run(&workspace_root()?),
         Chore::Tidy => {

@@ -10,12 +10,14 @@ use serde::Deserialize;
 use crate::report::Outcome;
 
 /// The profile in `.config/nextest.toml` that runs everything and keeps a record.
-const PROFILE: &str = "xtask";
+pub const PROFILE: &str = "xtask";
 
 /// One way to run tests: which packages, built how, into which folder.
 pub struct Runner {
     /// What this run is called when it fails as a whole.
     pub name: &'static str,
+    /// The profile, which must keep a record.
+    pub profile: &'static str,
     pub root: PathBuf,
     /// Where it is built, unless in cargo's own place.
     pub target: Option<PathBuf>,
@@ -124,7 +126,7 @@ impl Runner {
     /// Runs the tests in the given surroundings, the runner's own words going to the terminal.
     pub fn run(&self, surroundings: &[(&str, PathBuf)]) -> Result<Vec<Outcome>> {
         // The runner's own folder, which does not follow cargo's.
-        let record = self.root.join("target/nextest").join(PROFILE).join("junit.xml");
+        let record = self.root.join("target/nextest").join(self.profile).join("junit.xml");
         match std::fs::remove_file(&record) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(error).with_context(|| format!("cannot remove {}", record.display()));
@@ -132,7 +134,7 @@ impl Runner {
             _ => {}
         }
         let mut command = self.command("run");
-        command.args(["--profile", PROFILE]);
+        command.args(["--profile", self.profile]);
         command.envs(surroundings.iter().map(|(name, path)| (name, path)));
         let status = command.status().context("cannot start cargo")?;
         let record = std::fs::read_to_string(&record)

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use crate::leftovers::Watch;
-use crate::nextest::{Runner, cargo};
+use crate::nextest::{self, Runner, cargo};
+use crate::prove::mutants;
 use crate::report::{Outcome, Report};
 use crate::spec::Specification;
 use crate::surroundings::Surroundings;
@@ -16,8 +17,20 @@ use crate::{setup, tidy, unprivileged};
 /// How long something that is on its way out may take: a killed process, an unmounting folder.
 const GRACE: Duration = Duration::from_secs(5);
 
+/// Mutants that every run makes; `cargo xtask prove` makes all.
+const MUTANTS: usize = 3;
+
 /// A watchdog for the documentation's examples, building them included.
 const DOC_DEADLINE: &str = "900";
+
+/// How models are built.
+pub const MODEL_ENVIRONMENT: [(&str, &str); 4] = [
+    ("RUSTFLAGS", "--cfg loom"),
+    // Optimised, or the models take for ever; checked all the same, and without the slow link.
+    ("CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS", "true"),
+    ("CARGO_PROFILE_RELEASE_OVERFLOW_CHECKS", "true"),
+    ("CARGO_PROFILE_RELEASE_LTO", "off"),
+];
 
 /// Whether everything passed.
 pub fn run(root: &Path) -> Result<bool> {
@@ -36,6 +49,9 @@ pub fn run(root: &Path) -> Result<bool> {
     let surroundings = Surroundings::create(&root.join("target/xtask"))?;
     let watch = Watch::begin(surroundings.watched())?;
     report.add(run_all(root, &tests, loom.as_ref(), &surroundings)?);
+    step("making mistakes on purpose");
+    let few = mutants::todays(&mutants::read(root)?, MUTANTS);
+    report.add([Outcome::check("mutants", mutants::survivors(root, &few)?)]);
     step("looking for leftovers");
     report.add([Outcome::check("leftovers", watch.end(GRACE)?)]);
 
@@ -82,6 +98,7 @@ fn already_unprivileged(outcomes: &[Outcome]) -> Vec<Outcome> {
 fn everything(root: &Path) -> Runner {
     Runner {
         name: "tests",
+        profile: nextest::PROFILE,
         root: root.to_path_buf(),
         target: None,
         selection: vec!["--workspace".to_owned()],
@@ -90,23 +107,17 @@ fn everything(root: &Path) -> Runner {
 }
 
 /// The models in `crates/*/tests/loom_*.rs`: built apart, because loom replaces the atomics everywhere.
-fn loom(root: &Path) -> Result<Option<Runner>> {
+pub fn loom(root: &Path) -> Result<Option<Runner>> {
     if !has_models(root)? {
         return Ok(None);
     }
-    let environment = [
-        ("RUSTFLAGS", "--cfg loom"),
-        // Optimised, or the models take for ever; checked all the same, and without the slow link.
-        ("CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS", "true"),
-        ("CARGO_PROFILE_RELEASE_OVERFLOW_CHECKS", "true"),
-        ("CARGO_PROFILE_RELEASE_LTO", "off"),
-    ];
     Ok(Some(Runner {
         name: "models",
+        profile: nextest::PROFILE,
         root: root.to_path_buf(),
         target: Some(root.join("target/loom")),
         selection: ["--workspace", "--release", "--test", "loom_*"].map(str::to_owned).to_vec(),
-        environment: environment.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec(),
+        environment: MODEL_ENVIRONMENT.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec(),
     }))
 }
 

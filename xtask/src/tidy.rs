@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
+use crate::prove::mutants;
 use crate::spec::Specification;
 
 /// A longer file has more than one purpose.
@@ -22,10 +23,9 @@ const UNFINISHED: &[(&str, &str)] = &[
 /// Everything in the tree that breaks a rule, a line for each.
 pub fn check(root: &Path) -> Result<Vec<String>> {
     let own_path = own_path(root);
-    let mut paths = Vec::new();
-    collect(root, &mut paths)?;
     let mut findings = Specification::read(root)?.findings;
-    for path in paths {
+    findings.extend(mutants::findings(root)?);
+    for path in files(root)? {
         let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
         let name = path.strip_prefix(root).unwrap_or(&path).display().to_string();
         // Anything else is data, a picture or a test's input.
@@ -43,6 +43,12 @@ fn own_path(root: &Path) -> Option<String> {
 }
 
 /// All files but the build's, git's and the lock file, which is cargo's.
+pub fn files(root: &Path) -> Result<Vec<PathBuf>> {
+    let mut paths = Vec::new();
+    collect(root, &mut paths)?;
+    Ok(paths)
+}
+
 fn collect(folder: &Path, paths: &mut Vec<PathBuf>) -> Result<()> {
     let entries = fs::read_dir(folder).with_context(|| format!("cannot list {}", folder.display()))?;
     for entry in entries {
@@ -113,6 +119,8 @@ mod tests {
             fs::create_dir(root.join(folder)).expect("a folder");
             fs::write(root.join(folder).join("a.rs"), UNFINISHED[0].0).expect("a file");
         }
+        fs::create_dir(root.join("proof")).expect("a folder");
+        fs::write(root.join(mutants::LIST), "mutant = []").expect("a file");
         fs::write(root.join("SPECIFICATION.md"), "| P | T |\n|---|---|\n| A. | pending |\n").expect("a file");
         let findings = check(root).expect("an answer");
         assert_eq!(findings.len(), 1, "{findings:?}");
