@@ -3,6 +3,8 @@
 #[expect(dead_code, reason = "the other tests use the rest")]
 mod common;
 
+use std::time::{Duration, Instant};
+
 use common::rig::{Rig, rig, until};
 use common::{argv, shell};
 use throughline::{Error, Messages};
@@ -70,6 +72,9 @@ async fn echoed(channel: &mut Messages, count: usize) {
     }
 }
 
+/// How long a guest polls without traffic.
+const PATIENCE: Duration = Duration::from_millis(20);
+
 #[test]
 fn echoes_of_all_kinds() {
     rig("echo", Switches::default(), async |rig| {
@@ -80,10 +85,11 @@ fn echoes_of_all_kinds() {
         assert_eq!(messages.recv().await.unwrap(), None);
 
         let mut polled = rig.host.connect_messages(port::ECHO_POLL).await.unwrap();
-        polled.send(&encode(&echo::Poll { millis: 20 }).unwrap()).await.unwrap();
+        polled.send(&encode(&echo::Poll { millis: PATIENCE.as_millis() as u32 }).unwrap()).await.unwrap();
         echoed(&mut polled, 100).await;
-        // Long enough for the guest to sleep, which must not be seen.
-        tokio::time::sleep(std::time::Duration::from_millis(60)).await;
+        // The guest stops polling and goes to sleep, which must not be seen.
+        let (idle, sleeps) = (Instant::now(), rig.guest.counters().sleeps);
+        until(|| idle.elapsed() > 2 * PATIENCE && rig.guest.counters().sleeps > sleeps).await;
         echoed(&mut polled, 100).await;
         polled.shutdown().await.unwrap();
         assert_eq!(polled.recv().await.unwrap(), None);

@@ -18,6 +18,8 @@ use super::WATCHDOG;
 /// The guest's files and its agent, and the host's link to it.
 pub struct Rig {
     pub host: Link,
+    /// The agent's own link, to look at.
+    pub guest: Link,
     pub agent: JoinHandle<Result<(), AgentError>>,
     folder: PathBuf,
     group: PathBuf,
@@ -57,8 +59,8 @@ impl Rig {
         std::fs::create_dir(&places.etc).unwrap();
         let options = Options { group: Some(&group), is_init: false, places, switches };
         let agent = Rc::new(Agent::new(&options).unwrap());
-        let agent = spawn_local(agent.run(guest));
-        Self { host, agent, folder: folder.to_owned(), group }
+        let agent = spawn_local(agent.run(guest.clone()));
+        Self { host, guest, agent, folder: folder.to_owned(), group }
     }
 
     /// Gives an identity, and waits until it is taken on.
