@@ -1,0 +1,142 @@
+//! The model itself: what `stateright` walks through.
+
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::num::NonZeroUsize;
+use std::thread::available_parallelism;
+
+use stateright::{Checker, Model, Property};
+use throughline_ring::Side;
+
+use crate::action::{Action, Cut, Op};
+use crate::scenario::Scenario;
+use crate::soft::Soft;
+use crate::world::{SIDES, World};
+
+/// A state: how it is reached, and what tells it from others. Cores cannot be copied, so whoever needs one takes the
+/// steps again.
+#[derive(Clone)]
+pub struct State {
+    steps: Box<[Action]>,
+    print: u64,
+    soft: Soft,
+    broken: Option<&'static str>,
+}
+
+impl PartialEq for State {
+    fn eq(&self, other: &Self) -> bool {
+        (self.print, self.broken) == (other.print, other.broken)
+    }
+}
+
+impl Hash for State {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (self.print, self.broken).hash(state);
+    }
+}
+
+impl fmt::Debug for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for step in &self.steps {
+            writeln!(f, "  {step:?}")?;
+        }
+        write!(f, "{:?}", self.broken)
+    }
+}
+
+/// The most accesses of an operation before which the peer does something: more are not made by any, and those of
+/// long payloads are like the first.
+const MOST_MEETINGS: u16 = 40;
+/// The same of stores before which a process dies.
+const MOST_DEATHS: u16 = 60;
+
+impl Scenario {
+    fn reached(&self, steps: &[Action]) -> std::rc::Rc<World> {
+        let world = World::new(self);
+        for step in steps {
+            world.act(*step);
+        }
+        world
+    }
+
+    /// What a side may do, and what may come into it.
+    fn cuts(&self, soft: &Soft, side: Side, op: Op, actions: &mut Vec<Action>) {
+        let with = |cut| Action { side, op, cut };
+        actions.push(with(Cut::Whole));
+        if !op.has_a_middle() {
+            return;
+        }
+        if soft.left.meets > 0 {
+            let between = Op::ALL.into_iter().filter(|between| between.goes_between());
+            for between in between.filter(|between| soft.allows(self, side.peer(), *between)) {
+                actions.extend((0..MOST_MEETINGS).map(|at| with(Cut::Meets(at, between))));
+            }
+        }
+        if soft.left.deaths_inside > 0 {
+            actions.extend((0..MOST_DEATHS).map(|at| with(Cut::Dies(at))));
+        }
+    }
+}
+
+impl Model for Scenario {
+    type State = State;
+    type Action = Action;
+
+    fn init_states(&self) -> Vec<State> {
+        let world = World::new(self);
+        let soft = *world.soft.borrow();
+        vec![State { steps: Box::default(), print: world.print(), soft, broken: world.broken.get() }]
+    }
+
+    fn actions(&self, state: &State, actions: &mut Vec<Action>) {
+        if state.broken.is_some() {
+            return;
+        }
+        for side in SIDES {
+            for op in Op::ALL.into_iter().filter(|op| state.soft.allows(self, side, *op)) {
+                self.cuts(&state.soft, side, op, actions);
+            }
+        }
+    }
+
+    fn next_state(&self, state: &State, action: Action) -> Option<State> {
+        let world = self.reached(&state.steps);
+        if !world.act(action) {
+            return None;
+        }
+        let steps = state.steps.iter().copied().chain([action]).collect();
+        let soft = *world.soft.borrow();
+        Some(State { steps, print: world.print(), soft, broken: world.broken.get() })
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        vec![
+            Property::always("no step breaks a promise", |_, state: &State| state.broken.is_none()),
+            Property::always("from everywhere both sides come to rest", |model, state: &State| {
+                state.broken.is_some() || model.reached(&state.steps).comes_to_rest().is_ok()
+            }),
+        ]
+    }
+}
+
+/// Walks through all states of a scenario, and returns how many there are.
+///
+/// # Panics
+/// With the shortest path to a state that breaks a promise.
+pub fn walk(scenario: Scenario) -> u64 {
+    let threads = available_parallelism().map_or(1, NonZeroUsize::get);
+    let checker = scenario.checker().threads(threads).finish_when(stateright::HasDiscoveries::Any).spawn_bfs().join();
+    if let Some((property, path)) = checker.discoveries().into_iter().next() {
+        let state = path.last_state();
+        let rest = scenario.reached(&state.steps).comes_to_rest();
+        panic!("{}: not so: {property}: {rest:?}, after\n{state:?}", scenario.name);
+    }
+    let states = checker.unique_state_count() as u64;
+    println!(
+        "{}: {states} states, {} steps, {} at most in a run",
+        scenario.name,
+        checker.state_count(),
+        checker.max_depth()
+    );
+    states
+}
