@@ -8,6 +8,8 @@
 
 extern crate alloc;
 
+#[cfg(all(feature = "std", not(loom)))]
+mod bulk;
 mod heap;
 #[cfg(all(feature = "std", not(loom)))]
 mod mapping;

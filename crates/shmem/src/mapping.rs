@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};
 
 use crate::sync::{AtomicU64, Ordering};
-use crate::{AllocateError, WORD, Words};
+use crate::{AllocateError, WORD, Words, bulk};
 
 /// Whether a mapping's pages are brought in at once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -166,41 +166,6 @@ fn map(fd: impl AsFd, at: u64, len: u64, populate: Populate) -> Result<(NonNull<
     Ok((base, len as usize / WORD))
 }
 
-/// Bytes of a cache line.
-const LINE: usize = 64;
-
-/// How far ahead of a copy its lines are fetched, in bytes: messages of 64 KiB gain a tenth. Eight lines
-/// do as well as sixteen.
-const AHEAD: usize = 16 * LINE;
-
-/// Asks for a word's line. Accesses nothing, so any address will do.
-#[inline]
-fn prefetch(word: *const AtomicU64) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a hint that neither faults nor loads anything; every `x86_64` has it.
-    unsafe {
-        use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(word.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = word;
-}
-
-/// Copies as many words as `out` holds, and returns where they end.
-///
-/// # Safety
-/// The words must lie inside a mapping.
-#[inline]
-unsafe fn copy_words_out(mut word: *const AtomicU64, out: &mut [u8]) -> *const AtomicU64 {
-    for bytes in out.as_chunks_mut::<WORD>().0 {
-        // SAFETY: the caller's promise; see `Mapping::word` for the rest.
-        *bytes = unsafe { &*word }.load(Ordering::Relaxed).to_ne_bytes();
-        // SAFETY: at most one past the words of the mapping.
-        word = unsafe { word.add(1) };
-    }
-    word
-}
-
 impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: the mapping was made by `map` with this length, and nobody can hold a borrow of
@@ -225,33 +190,21 @@ impl Words for Mapping {
     }
 
     fn copy_out(&self, at: usize, out: &mut [u8]) {
-        let mut word = self.span(at, out.len() / WORD);
-        let (lines, last) = out.split_at_mut(out.len().saturating_sub(AHEAD) / LINE * LINE);
-        for line in lines.as_chunks_mut::<LINE>().0 {
-            prefetch(word.wrapping_add(AHEAD / WORD));
-            // SAFETY: `span` checked all words of `out`.
-            word = unsafe { copy_words_out(word, line) };
-        }
-        // SAFETY: as above.
-        unsafe { copy_words_out(word, last) };
+        let first = self.span(at, out.len() / WORD);
+        // SAFETY: `span` checked that the words lie inside.
+        unsafe { bulk::copy_out(first, out) }
     }
 
     fn copy_in(&self, at: usize, bytes: &[u8]) {
-        let mut word = self.span(at, bytes.len() / WORD);
-        for chunk in bytes.as_chunks::<WORD>().0 {
-            // SAFETY: `span` checked all words of the loop; see `word` for the rest.
-            unsafe { &*word }.store(u64::from_ne_bytes(*chunk), Ordering::Relaxed);
-            // SAFETY: at most one past the checked words.
-            word = unsafe { word.add(1) };
-        }
+        let first = self.span(at, bytes.len() / WORD);
+        // SAFETY: as above.
+        unsafe { bulk::copy_in(first, bytes) }
     }
 
     fn zero(&self, at: usize, count: usize) {
         let first = self.span(at, count);
-        for index in 0..count {
-            // SAFETY: `span` checked all words of the loop; see `word` for the rest.
-            unsafe { &*first.add(index) }.store(0, Ordering::Relaxed);
-        }
+        // SAFETY: as above.
+        unsafe { bulk::zero(first, count) }
     }
 
     fn allocate(&self, at: usize, count: usize) -> Result<(), AllocateError> {
