@@ -1,20 +1,17 @@
 //! The tokio driver: it waits, and nothing else. What to wait for and what to do is the core's.
 
 use std::io;
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use rustix::event::{Timespec, epoll};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until};
 
 use crate::Event;
-use crate::doorbell::Drained;
+use crate::doorbell::{Edges, Heard, Line};
 use crate::link::{LinkCore, Shared};
 use crate::spin::Spin;
 use crate::storm::Storm;
@@ -24,61 +21,33 @@ const BACKSTOP: Duration = Duration::from_millis(500);
 /// How long a bell may lag behind what the backstop found, before it counts as lost.
 const GRACE: Duration = Duration::from_millis(100);
 
-/// Waits for the doorbell, edge-triggered.
-///
-/// The doorbell sits in an epoll instance of its own: a guest's port whose host is away is readable
-/// and hung up at once, which a reactor would take for a final state.
+/// Waits for the doorbell.
 #[derive(Debug)]
-pub(crate) struct Waiting(AsyncFd<Edge>);
-
-#[derive(Debug)]
-struct Edge(OwnedFd);
-
-impl Edge {
-    /// Takes the edge, so that the next bell makes another.
-    fn take(&self) {
-        let mut events = [const { MaybeUninit::uninit() }; 1];
-        // Nothing to learn from it: the doorbell is drained in any case.
-        let _ = epoll::wait(&self.0, &mut events, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
-    }
-}
-
-impl AsRawFd for Edge {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
-    }
-}
+pub(crate) struct Waiting(AsyncFd<Edges>);
 
 impl Waiting {
-    pub(crate) fn new(core: &LinkCore) -> io::Result<Self> {
-        let poll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        epoll::add(
-            &poll,
-            core.bell().as_fd(),
-            epoll::EventData::new_u64(0),
-            epoll::EventFlags::IN | epoll::EventFlags::ET,
-        )?;
+    pub(crate) fn new(line: &Line) -> io::Result<Self> {
         #[expect(unsafe_code, reason = "tokio cannot see that the descriptor stays the same")]
-        // SAFETY: `Edge` owns its descriptor, always returns that one, and closes it only when dropped.
-        let watched = unsafe { AsyncFd::register_with_interest(Edge(poll), Interest::READABLE) };
+        // SAFETY: `Edges` shares an `OwnedFd`, always returns that one, and keeps it open until it is dropped.
+        let watched = unsafe { AsyncFd::register_with_interest(line.edges(), Interest::READABLE) };
         Ok(Self(watched?))
     }
 
     /// Waits for an edge, and takes the bells. Cancel-safe.
-    async fn bell(&self, core: &LinkCore) -> Drained {
+    async fn bell(&self, line: &Line) -> Heard {
         // The epoll instance lives as long as the driver, so that this cannot fail; if it did, the
         // backstop would serve.
         let Ok(mut ready) = self.0.readable().await else { return std::future::pending().await };
         // Cleared first: a bell after this makes a new edge, one before it is drained below.
         ready.clear_ready();
         self.0.get_ref().take();
-        core.bell().drain()
+        line.drain()
     }
 }
 
 /// Why the driver woke up.
 enum Woken {
-    Bell(Drained),
+    Bell(Heard),
     Kick,
     Timer,
 }
@@ -94,6 +63,8 @@ struct Driver {
     found: Option<Instant>,
     /// When the next unadopted channel is due to be closed.
     expiry: Option<Instant>,
+    /// Which doorbell the owner knows of, and whether its other end is gone.
+    doorbell: u64,
     peer_lost: bool,
 }
 
@@ -107,6 +78,7 @@ pub(crate) async fn drive(shared: Arc<Shared>, waiting: Waiting, spin: Duration)
         tick: Instant::now() + BACKSTOP,
         found: None,
         expiry: Some(Instant::now()),
+        doorbell: 0,
         peer_lost: false,
     };
     // Bells of a predecessor's time are lost, both ways: the peer looks once, and so does this side.
@@ -141,8 +113,13 @@ impl Driver {
         }
         core.wake_up();
         self.spin.slept(now - slept);
-        if let Woken::Bell(drained) = woken {
-            self.take_bell(core, drained, now).await;
+        match woken {
+            Woken::Bell(heard) => self.take_bell(core, heard, now).await,
+            // Of a new doorbell no edge may tell.
+            Woken::Kick if core.bell().number() != self.doorbell => {
+                self.take_bell(core, core.bell().drain(), now).await;
+            }
+            Woken::Kick | Woken::Timer => {}
         }
     }
 
@@ -158,23 +135,25 @@ impl Driver {
         };
         tokio::select! {
             biased;
-            drained = self.waiting.bell(core) => Woken::Bell(drained),
+            heard = self.waiting.bell(core.bell()) => Woken::Bell(heard),
             () = self.shared.kick.notified() => Woken::Kick,
             () = timer => Woken::Timer,
         }
     }
 
-    async fn take_bell(&mut self, core: &LinkCore, mut drained: Drained, now: Instant) {
-        if drained.hung_up != self.peer_lost {
-            self.peer_lost = drained.hung_up;
-            core.tell(if drained.hung_up { Event::PeerLost } else { Event::PeerAttached });
-        }
-        // All of them: a full doorbell left behind would make no new edge.
-        while drained.more {
+    async fn take_bell(&mut self, core: &LinkCore, mut heard: Heard, now: Instant) {
+        let mut bells = false;
+        loop {
+            self.follow(core, &heard);
+            bells |= heard.drained.bells;
+            // All of them: a full doorbell left behind would make no new edge.
+            if !heard.drained.more {
+                break;
+            }
             yield_now().await;
-            drained = core.bell().drain();
+            heard = core.bell().drain();
         }
-        if !drained.bells {
+        if !bells {
             return;
         }
         self.found = None;
@@ -186,6 +165,27 @@ impl Driver {
             tokio::time::sleep(Storm::PAUSE).await;
         } else if served > 0 {
             yield_now().await;
+        }
+    }
+
+    /// Tells the owner what became of the doorbell, and rings for what the peer may have missed.
+    fn follow(&mut self, core: &LinkCore, heard: &Heard) {
+        let hung_up = heard.drained.hung_up;
+        if heard.number != self.doorbell {
+            (self.doorbell, self.peer_lost) = (heard.number, false);
+            // No bell of the old one follows any more.
+            if self.found.take().is_some() {
+                core.counting.backstop();
+            }
+            core.tell(Event::PeerAttached);
+        }
+        if hung_up != self.peer_lost {
+            self.peer_lost = hung_up;
+            core.bell().note_hang_up(heard.number, hung_up);
+            core.tell(if hung_up { Event::PeerLost } else { Event::PeerAttached });
+        }
+        if !hung_up && core.bell().settle_debt() {
+            let _ = core.ring();
         }
     }
 

@@ -11,9 +11,8 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
 use crate::connect::Connect;
-use crate::core::Rung;
-use crate::core::{AttachCoreError, AttachOptions, Bell, Core};
-use crate::doorbell::Doorbell;
+use crate::core::{AttachCoreError, AttachOptions, Core};
+use crate::doorbell::{Doorbell, Line};
 use crate::driver;
 use crate::listener::Listener;
 use crate::messages::Messages;
@@ -23,13 +22,7 @@ use crate::{
     Sidecar,
 };
 
-impl Bell for Doorbell {
-    fn ring(&self) -> Rung {
-        Self::ring(self)
-    }
-}
-
-pub(crate) type LinkCore = Core<Arc<Mapping>, Doorbell>;
+pub(crate) type LinkCore = Core<Arc<Mapping>, Line>;
 
 /// What the driver and all handles share.
 #[derive(Debug)]
@@ -150,7 +143,7 @@ impl LinkBuilder {
         };
         let ledger =
             Ledger::new(self.region.words().clone(), self.sidecar.as_ref().map(|sidecar| sidecar.words().clone()));
-        let core = Core::attach(ledger, &self.region.header().geometry, doorbell, &options)?;
+        let core = Core::attach(ledger, &self.region.header().geometry, Line::new(doorbell)?, &options)?;
         let shared = Arc::new(Shared {
             core,
             kick: Notify::new(),
@@ -159,7 +152,7 @@ impl LinkBuilder {
             region: self.region,
             _guest_lease: guest_lease,
         });
-        let waiting = driver::Waiting::new(&shared.core)?;
+        let waiting = driver::Waiting::new(shared.core.bell())?;
         let driver = runtime.spawn(driver::drive(shared.clone(), waiting, self.spin)).abort_handle();
         Ok(Link(Arc::new(Owner { shared, driver })))
     }
@@ -249,6 +242,30 @@ impl Link {
             sidecar.take_event();
         }
         event
+    }
+
+    /// Gives the link another doorbell, because the peer's end of the old one has gone or will go: a VMM's
+    /// chardev was closed, a peer process is replaced. The peer is rung and this side looks at everything,
+    /// as at an attach; then [`Event::PeerAttached`] tells of it. The old doorbell is closed. Channels and
+    /// tasks notice nothing, and it may be done at any moment, during a freeze too.
+    ///
+    /// # Errors
+    /// The new doorbell cannot be watched; the old one stays.
+    pub fn set_doorbell(&self, doorbell: Doorbell) -> std::io::Result<()> {
+        self.core().bell().replace(doorbell)?;
+        // Whatever was rung for on the old one may have been lost: the peer looks once, and the driver does.
+        let _ = self.core().ring();
+        self.0.shared.kick.notify_one();
+        Ok(())
+    }
+
+    /// Waits until the doorbell's other end is gone, for whoever then gives the link
+    /// [another](Self::set_doorbell): unlike [`event`](Self::event), this takes nothing from anybody. Returns
+    /// at once while it is gone. Cancel-safe.
+    ///
+    /// Eventfds do not tell. Until there is another doorbell, the link goes on at the backstop's pace.
+    pub async fn hung_up(&self) {
+        self.core().bell().hung_up().await;
     }
 
     /// After this returns, this side publishes nothing until the thaw; every operation pends. Bytes

@@ -1,6 +1,7 @@
 //! The wake-up of the other side. It carries no information at all.
 
 mod eventfd;
+mod line;
 mod port;
 mod socket;
 
@@ -11,20 +12,22 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use eventfd::Eventfds;
+pub(crate) use line::{Edges, Heard, Line};
 use port::Port;
 use socket::Socket;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use crate::core::Rung;
+use crate::core::{Bell, Rung};
 
 /// What came in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Drained {
     /// The peer rang, once or more often.
     pub bells: bool,
-    /// Nobody is at the other end. For a socket this is final: stop waiting on it. A guest's port
-    /// wakes again when the next host rings, as each does when it attaches.
+    /// Nobody is at the other end. For a socket this is final: stop waiting on it, and give the link
+    /// [another](crate::Link::set_doorbell). A guest's port wakes again when the next host rings, as each
+    /// does when it attaches.
     pub hung_up: bool,
     /// There may be more: this call did its share. Drain again before waiting, after other work.
     pub more: bool,
@@ -108,6 +111,12 @@ impl Doorbell {
             Kind::Socket(socket) => socket.drain(),
             Kind::Port(port) => port.drain(),
         }
+    }
+}
+
+impl Bell for Doorbell {
+    fn ring(&self) -> Rung {
+        Self::ring(self)
     }
 }
 

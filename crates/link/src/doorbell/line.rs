@@ -1,0 +1,151 @@
+//! The doorbell of a live link: it can be replaced while everybody rings it.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::event::epoll;
+use tokio::sync::watch;
+
+use super::{Doorbell, Drained};
+use crate::core::{Bell, Rung};
+use crate::sync::Mutex;
+
+/// A link's doorbell, whichever it is at the moment.
+///
+/// The doorbell sits in an epoll instance of its own, edge-triggered, which stays the same: a guest's
+/// port whose host is away is readable and hung up at once, which a reactor would take for a final state.
+#[derive(Debug)]
+pub(crate) struct Line {
+    poll: Arc<OwnedFd>,
+    current: Mutex<Current>,
+    /// The peer may have missed a bell: it is rung again when the way is there.
+    owed: AtomicBool,
+    /// Whether the current doorbell's other end is gone, as far as the driver knows.
+    hung_up: watch::Sender<bool>,
+}
+
+#[derive(Debug)]
+struct Current {
+    /// Which doorbell of this line it is, from 0.
+    number: u64,
+    bell: Arc<Doorbell>,
+}
+
+/// What came in, and by which doorbell.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Heard {
+    pub(crate) number: u64,
+    pub(crate) drained: Drained,
+}
+
+impl Line {
+    pub(crate) fn new(doorbell: Doorbell) -> io::Result<Self> {
+        let poll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        watch_bell(&poll, &doorbell)?;
+        Ok(Self {
+            poll: Arc::new(poll),
+            current: Mutex::new(Current { number: 0, bell: Arc::new(doorbell) }),
+            owed: AtomicBool::new(false),
+            hung_up: watch::Sender::new(false),
+        })
+    }
+
+    /// The epoll instance: readable once for each change of the doorbell.
+    pub(crate) fn edges(&self) -> Edges {
+        Edges(self.poll.clone())
+    }
+
+    /// Puts another doorbell in place, which the caller then rings; the old one is closed once nobody is ringing it any more. On an
+    /// error the old one stays.
+    pub(crate) fn replace(&self, doorbell: Doorbell) -> io::Result<()> {
+        let mut current = self.current.lock();
+        watch_bell(&self.poll, &doorbell)?;
+        let old = std::mem::replace(&mut current.bell, Arc::new(doorbell));
+        current.number += 1;
+        self.owed.store(false, Ordering::Relaxed);
+        self.hung_up.send_replace(false);
+        // Closing would not do: whoever shares its description keeps it watched. It was added, so this
+        // cannot fail; an edge too many would be harmless.
+        let _ = epoll::delete(&self.poll, &*old);
+        Ok(())
+    }
+
+    /// Which doorbell is in place.
+    pub(crate) fn number(&self) -> u64 {
+        self.current.lock().number
+    }
+
+    /// Takes the bells that came in, up to a bound.
+    pub(crate) fn drain(&self) -> Heard {
+        let (number, bell) = self.current();
+        let drained = bell.drain();
+        if drained.hung_up {
+            self.owed.store(true, Ordering::Relaxed);
+        }
+        Heard { number, drained }
+    }
+
+    /// Whether the peer is to be rung because it may have missed a bell. Asked once the way is there.
+    pub(crate) fn settle_debt(&self) -> bool {
+        // The swap costs more, and a lost bell is rare.
+        self.owed.load(Ordering::Relaxed) && self.owed.swap(false, Ordering::Relaxed)
+    }
+
+    /// Notes whether a doorbell's other end is gone; what is known of a former doorbell says nothing.
+    pub(crate) fn note_hang_up(&self, number: u64, hung_up: bool) {
+        let current = self.current.lock();
+        if current.number == number {
+            self.hung_up.send_replace(hung_up);
+        }
+    }
+
+    /// Waits until the current doorbell's other end is gone. Cancel-safe.
+    pub(crate) async fn hung_up(&self) {
+        // The sender lives as long as this.
+        let _ = self.hung_up.subscribe().wait_for(|hung_up| *hung_up).await;
+    }
+
+    fn current(&self) -> (u64, Arc<Doorbell>) {
+        let current = self.current.lock();
+        (current.number, current.bell.clone())
+    }
+}
+
+impl Bell for Line {
+    fn ring(&self) -> Rung {
+        // Not under the lock: it is a system call. A bell that an old doorbell takes now is repaired by
+        // the one that is rung after the replacement.
+        let rung = self.current().1.ring();
+        if rung == Rung::Lost {
+            self.owed.store(true, Ordering::Relaxed);
+        }
+        rung
+    }
+}
+
+fn watch_bell(poll: &OwnedFd, doorbell: &Doorbell) -> io::Result<()> {
+    let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+    Ok(epoll::add(poll, doorbell, epoll::EventData::new_u64(0), flags)?)
+}
+
+/// The epoll instance of a [`Line`], for a reactor.
+#[derive(Debug)]
+pub(crate) struct Edges(Arc<OwnedFd>);
+
+impl Edges {
+    /// Takes the edge, so that the next bell makes another.
+    pub(crate) fn take(&self) {
+        let mut events = [const { std::mem::MaybeUninit::uninit() }; 1];
+        let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        // Nothing to learn from it: the doorbell is drained in any case.
+        let _ = epoll::wait(&self.0, &mut events, Some(&now));
+    }
+}
+
+impl AsRawFd for Edges {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}

@@ -1,0 +1,262 @@
+//! A live link gets another doorbell: traffic goes on, without the backstop.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+use throughline::{Class, Doorbell, Event, Geometry, Link, Messages, Region, Side, Sidecar};
+
+const PORT: u32 = 7;
+/// Of the paused clock.
+const WATCHDOG: Duration = Duration::from_hours(10);
+const BACKSTOP: Duration = Duration::from_millis(500);
+
+fn regions() -> (Region, Region, Sidecar) {
+    let class = Class { opener: Side::Host, count: 2, ring_bytes: 4096 };
+    let region = Region::create_memfd("new-bell", &Geometry::new(vec![class]).unwrap()).unwrap();
+    let again = Region::from_fd(region.as_fd().unwrap().try_clone_to_owned().unwrap()).unwrap();
+    let (sidecar, _file) = Sidecar::create_memfd("new-bell", &region).unwrap();
+    (region, again, sidecar)
+}
+
+/// Two links that never spin: every wait needs a bell.
+fn pair((here, there): (Doorbell, Doorbell)) -> (Link, Link) {
+    let (region, again, sidecar) = regions();
+    let spin = Duration::ZERO;
+    let host = Link::host(region, sidecar).doorbell(here).spin(spin).attach().unwrap();
+    let guest = Link::guest(again).doorbell(there).spin(spin).listen(PORT).attach().unwrap();
+    (host, guest)
+}
+
+fn sockets() -> (Doorbell, Doorbell) {
+    let (here, there) = UnixStream::pair().unwrap();
+    (Doorbell::socket(here).unwrap(), Doorbell::socket(there).unwrap())
+}
+
+async fn open(host: &Link, guest: &Link) -> (Messages, Messages) {
+    let mut listener = guest.listener(PORT).unwrap();
+    let (mine, theirs) = tokio::join!(host.connect_messages(PORT), listener.accept());
+    (mine.unwrap(), theirs.unwrap().messages().unwrap())
+}
+
+/// Questions, each of which waits for its answer: who waits never rings again.
+async fn ask(channel: &mut (Messages, Messages)) {
+    let (mine, theirs) = channel;
+    let answering = async {
+        for _ in 0..50 {
+            let question = theirs.recv().await.unwrap().unwrap();
+            theirs.send(&question).await.unwrap();
+        }
+    };
+    let asking = async {
+        for round in 0..50_u32 {
+            mine.send(&round.to_le_bytes()).await.unwrap();
+            assert_eq!(mine.recv().await.unwrap().unwrap(), round.to_le_bytes());
+        }
+    };
+    tokio::join!(answering, asking);
+}
+
+fn finds(host: &Link, guest: &Link) -> u64 {
+    host.counters().backstop_finds + guest.counters().backstop_finds
+}
+
+/// Traffic without a lost bell and without the backstop.
+async fn rings(host: &Link, guest: &Link, channel: &mut (Messages, Messages)) {
+    let before = (host.counters(), guest.counters());
+    ask(channel).await;
+    // What the backstop found shows a moment later.
+    tokio::time::sleep(10 * BACKSTOP).await;
+    for (before, now) in [(before.0, host.counters()), (before.1, guest.counters())] {
+        assert!(now.bells_received >= before.bells_received + 40, "{before:?}, {now:?}");
+        assert_eq!((now.bells_lost, now.backstop_finds), (before.bells_lost, before.backstop_finds), "{now:?}");
+    }
+}
+
+async fn watched(test: impl Future<Output = ()>) {
+    tokio::time::timeout(WATCHDOG, test).await.expect("the test hangs");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_socket_that_hung_up_is_replaced_under_a_live_link() {
+    watched(async {
+        let (host, guest) = pair(sockets());
+        let mut channel = open(&host, &guest).await;
+        let (first, theirs) = UnixStream::pair().unwrap();
+        // The peer's end of the old one is closed with this: its process is replaced.
+        guest.set_doorbell(Doorbell::socket(theirs).unwrap()).unwrap();
+        assert_eq!(guest.event().await, Event::PeerAttached);
+        assert_eq!(host.event().await, Event::PeerLost);
+        host.hung_up().await;
+        ask(&mut channel).await;
+        let found = finds(&host, &guest);
+        assert!(found > 0, "there was no way to ring");
+
+        host.set_doorbell(Doorbell::socket(first).unwrap()).unwrap();
+        assert_eq!(host.event().await, Event::PeerAttached);
+        rings(&host, &guest, &mut channel).await;
+        let still = tokio::time::timeout(BACKSTOP, host.hung_up()).await;
+        still.expect_err("a doorbell that is there has not hung up");
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn eventfds_are_replaced_under_a_live_link() {
+    watched(async {
+        let (host, guest) = pair(Doorbell::eventfd_pair().unwrap());
+        let mut channel = open(&host, &guest).await;
+        for _ in 0..20 {
+            let (here, there) = Doorbell::eventfd_pair().unwrap();
+            host.set_doorbell(here).unwrap();
+            guest.set_doorbell(there).unwrap();
+            assert_eq!(host.event().await, Event::PeerAttached);
+            assert_eq!(guest.event().await, Event::PeerAttached);
+            rings(&host, &guest, &mut channel).await;
+        }
+    })
+    .await;
+}
+
+/// What came while a doorbell rang into the void is not left to the backstop: whoever gets a new one looks
+/// at everything, and rings.
+#[tokio::test(start_paused = true)]
+async fn what_was_missed_is_looked_at_when_the_new_doorbell_comes() {
+    watched(async {
+        for (hears, renewed) in [(Side::Host, Side::Host), (Side::Host, Side::Guest), (Side::Guest, Side::Host)] {
+            // Bells that are accepted, and that nobody will ever hear.
+            let nowhere = || Doorbell::eventfd_pair().unwrap().0;
+            let (here, there) = sockets();
+            let (bells, new) = match renewed {
+                Side::Host => ((nowhere(), there), here),
+                Side::Guest => ((here, nowhere()), there),
+            };
+            let (host, guest) = pair(bells);
+            let (mut mine, mut theirs) = open(&host, &guest).await;
+            let found = finds(&host, &guest);
+            let (hearing, telling) = match hears {
+                Side::Host => (&mut mine, &mut theirs),
+                Side::Guest => (&mut theirs, &mut mine),
+            };
+            let mut hearing = Box::pin(hearing.recv());
+            // It waits: registered, and its driver asleep.
+            let waits = tokio::time::timeout(BACKSTOP * 3 / 2, &mut hearing).await;
+            waits.expect_err("nothing was said");
+            let began = tokio::time::Instant::now();
+            telling.send(b"missed").await.unwrap();
+            if renewed == Side::Host { &host } else { &guest }.set_doorbell(new).unwrap();
+            assert_eq!(hearing.await.unwrap().unwrap(), b"missed");
+            assert_eq!(began.elapsed(), Duration::ZERO, "on a clock that only waiting moves");
+            assert_eq!(finds(&host, &guest), found);
+        }
+    })
+    .await;
+}
+
+/// The peer is rung by the new doorbell, whatever it was rung for by the old one.
+#[tokio::test(start_paused = true)]
+async fn the_new_doorbell_rings_once_and_the_old_one_is_closed() {
+    watched(async {
+        let (region, _again, sidecar) = regions();
+        let (old, mut old_peer) = UnixStream::pair().unwrap();
+        let host = Link::host(region, sidecar).doorbell(Doorbell::socket(old).unwrap()).attach().unwrap();
+        while host.counters().bells_sent == 0 {
+            tokio::task::yield_now().await;
+        }
+        let (new, mut new_peer) = UnixStream::pair().unwrap();
+        host.set_doorbell(Doorbell::socket(new).unwrap()).unwrap();
+        assert_eq!(host.event().await, Event::PeerAttached);
+        let mut bells = Vec::new();
+        old_peer.read_to_end(&mut bells).unwrap();
+        assert_eq!(bells.len(), 1, "the attach rang");
+        new_peer.set_nonblocking(true).unwrap();
+        let mut bells = [0; 8];
+        assert_eq!(new_peer.read(&mut bells).unwrap(), 1);
+        assert_eq!(new_peer.read(&mut bells).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_doorbell_may_come_in_any_state() {
+    watched(async {
+        let (host, guest) = pair(sockets());
+        let mut channel = open(&host, &guest).await;
+        // In a freeze, and several at once: the last one counts.
+        host.freeze();
+        let (mut ours, mut theirs) = sockets();
+        for _ in 0..3 {
+            host.set_doorbell(ours).unwrap();
+            (ours, theirs) = sockets();
+        }
+        host.set_doorbell(ours).unwrap();
+        guest.set_doorbell(theirs).unwrap();
+        host.thaw();
+        rings(&host, &guest, &mut channel).await;
+        while tokio::time::timeout(BACKSTOP, host.event()).await.is_ok() {}
+
+        // One that has hung up already, and then one that has bells already, more than one drain takes.
+        let (dead, peer) = UnixStream::pair().unwrap();
+        drop(peer);
+        host.set_doorbell(Doorbell::socket(dead).unwrap()).unwrap();
+        assert_eq!(host.event().await, Event::PeerAttached);
+        assert_eq!(host.event().await, Event::PeerLost);
+        host.hung_up().await;
+        let (full, mut peer) = UnixStream::pair().unwrap();
+        peer.set_nonblocking(true).unwrap();
+        while peer.write(&[1; 4096]).is_ok() {}
+        host.set_doorbell(Doorbell::socket(full).unwrap()).unwrap();
+        assert_eq!(host.event().await, Event::PeerAttached);
+        peer.set_nonblocking(false).unwrap();
+        guest.set_doorbell(Doorbell::socket(peer).unwrap()).unwrap();
+        rings(&host, &guest, &mut channel).await;
+    })
+    .await;
+}
+
+/// A hang-up behind more bells than one drain takes is told all the same.
+#[tokio::test(start_paused = true)]
+async fn a_hang_up_behind_a_storm_of_bells_is_told() {
+    watched(async {
+        let (region, _again, sidecar) = regions();
+        let (bell, mut peer) = UnixStream::pair().unwrap();
+        peer.set_nonblocking(true).unwrap();
+        while peer.write(&[1; 4096]).is_ok() {}
+        drop(peer);
+        let host = Link::host(region, sidecar).doorbell(Doorbell::socket(bell).unwrap()).attach().unwrap();
+        host.hung_up().await;
+        assert_eq!(host.event().await, Event::PeerLost);
+    })
+    .await;
+}
+
+/// A port whose host comes back by itself: who lost a bell meanwhile rings again. The pipe cannot be
+/// rung, so every try shows as one more lost bell.
+#[tokio::test(start_paused = true)]
+async fn a_lost_bell_is_rung_again_when_the_way_is_there() {
+    watched(async {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("port");
+        mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        let peer = || -> File { OpenOptions::new().read(true).write(true).open(&path).unwrap() };
+        let first = peer();
+        let port = Doorbell::port(OpenOptions::new().read(true).open(&path).unwrap()).unwrap();
+        let (region, _again, sidecar) = regions();
+        let host = Link::host(region, sidecar).doorbell(port).attach().unwrap();
+        drop(first);
+        assert_eq!(host.event().await, Event::PeerLost);
+        let lost = host.counters().bells_lost;
+        peer().write_all(&[1]).unwrap();
+        // Gone again at once, which may be seen or not.
+        host.hung_up().await;
+        tokio::time::sleep(10 * BACKSTOP).await;
+        assert_eq!(host.counters().bells_lost, lost, "nobody was there");
+        let mut again = peer();
+        again.write_all(&[1]).unwrap();
+        while host.event().await != Event::PeerAttached {}
+        assert!(host.counters().bells_lost > lost, "{:?}", host.counters());
+    })
+    .await;
+}
