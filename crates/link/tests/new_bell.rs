@@ -11,6 +11,8 @@ use throughline::{Class, Doorbell, Event, Geometry, Link, Messages, Region, Side
 const PORT: u32 = 7;
 /// Of the paused clock.
 const WATCHDOG: Duration = Duration::from_hours(10);
+/// Between two looks at something that nobody tells.
+const LOOK: Duration = Duration::from_millis(1);
 const BACKSTOP: Duration = Duration::from_millis(500);
 
 fn regions() -> (Region, Region, Sidecar) {
@@ -155,26 +157,35 @@ async fn what_was_missed_is_looked_at_when_the_new_doorbell_comes() {
     .await;
 }
 
-/// The peer is rung by the new doorbell, whatever it was rung for by the old one.
+/// Bells that came to this end, and whether the other end is closed.
+fn bells(mut end: &UnixStream) -> (usize, bool) {
+    end.set_nonblocking(true).unwrap();
+    let mut bells = Vec::new();
+    let closed = end.read_to_end(&mut bells).is_ok();
+    (bells.len(), closed)
+}
+
+/// The peer is rung by the new doorbell, whatever it was rung for by the old one, and whether that had hung up.
 #[tokio::test(start_paused = true)]
 async fn the_new_doorbell_rings_once_and_the_old_one_is_closed() {
     watched(async {
         let (region, _again, sidecar) = regions();
-        let (old, mut old_peer) = UnixStream::pair().unwrap();
-        let host = Link::host(region, sidecar).doorbell(Doorbell::socket(old).unwrap()).attach().unwrap();
+        let [(first, first_peer), (second, second_peer), (third, third_peer)] =
+            [(); 3].map(|()| UnixStream::pair().unwrap());
+        let host = Link::host(region, sidecar).doorbell(Doorbell::socket(first).unwrap()).attach().unwrap();
         while host.counters().bells_sent == 0 {
-            tokio::task::yield_now().await;
+            tokio::time::sleep(LOOK).await;
         }
-        let (new, mut new_peer) = UnixStream::pair().unwrap();
-        host.set_doorbell(Doorbell::socket(new).unwrap()).unwrap();
+        host.set_doorbell(Doorbell::socket(second).unwrap()).unwrap();
         assert_eq!(host.event().await, Event::PeerAttached);
-        let mut bells = Vec::new();
-        old_peer.read_to_end(&mut bells).unwrap();
-        assert_eq!(bells.len(), 1, "the attach rang");
-        new_peer.set_nonblocking(true).unwrap();
-        let mut bells = [0; 8];
-        assert_eq!(new_peer.read(&mut bells).unwrap(), 1);
-        assert_eq!(new_peer.read(&mut bells).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+        assert_eq!(bells(&first_peer), (1, true));
+        assert_eq!(bells(&second_peer), (1, false));
+        drop(second_peer);
+        assert_eq!(host.event().await, Event::PeerLost);
+        host.set_doorbell(Doorbell::socket(third).unwrap()).unwrap();
+        assert_eq!(host.event().await, Event::PeerAttached);
+        assert_eq!(bells(&third_peer), (1, false));
+        tokio::time::timeout(BACKSTOP, host.event()).await.expect_err("nothing more happened");
     })
     .await;
 }
@@ -241,22 +252,28 @@ async fn a_lost_bell_is_rung_again_when_the_way_is_there() {
         let path = folder.path().join("port");
         mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
         let peer = || -> File { OpenOptions::new().read(true).write(true).open(&path).unwrap() };
-        let first = peer();
+        let mut first = peer();
         let port = Doorbell::port(OpenOptions::new().read(true).open(&path).unwrap()).unwrap();
         let (region, _again, sidecar) = regions();
         let host = Link::host(region, sidecar).doorbell(port).attach().unwrap();
+        let lost = || host.counters().bells_lost;
+        while lost() == 0 {
+            tokio::time::sleep(LOOK).await;
+        }
+        // The attach rang; a bell shows that the way is there.
+        first.write_all(&[1]).unwrap();
+        while lost() == 1 {
+            tokio::time::sleep(LOOK).await;
+        }
         drop(first);
         assert_eq!(host.event().await, Event::PeerLost);
-        let lost = host.counters().bells_lost;
-        peer().write_all(&[1]).unwrap();
-        // Gone again at once, which may be seen or not.
         host.hung_up().await;
         tokio::time::sleep(10 * BACKSTOP).await;
-        assert_eq!(host.counters().bells_lost, lost, "nobody was there");
+        assert_eq!(lost(), 2, "nobody is there");
         let mut again = peer();
         again.write_all(&[1]).unwrap();
-        while host.event().await != Event::PeerAttached {}
-        assert!(host.counters().bells_lost > lost, "{:?}", host.counters());
+        assert_eq!(host.event().await, Event::PeerAttached);
+        assert_eq!(lost(), 3);
     })
     .await;
 }

@@ -149,3 +149,21 @@ impl AsRawFd for Edges {
         self.0.as_raw_fd()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The driver may learn of a hang-up just as the owner has dealt with it.
+    #[tokio::test]
+    async fn a_hang_up_of_a_former_doorbell_says_nothing_of_the_new_one() {
+        let bell = || Doorbell::eventfd_pair().unwrap().0;
+        let line = Line::new(bell()).unwrap();
+        let heard = line.drain();
+        line.replace(bell()).unwrap();
+        line.note_hang_up(heard.number, true);
+        assert!(!*line.hung_up.borrow());
+        line.note_hang_up(line.number(), true);
+        line.hung_up().await;
+    }
+}
