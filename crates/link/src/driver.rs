@@ -21,6 +21,32 @@ const BACKSTOP: Duration = Duration::from_millis(500);
 /// How long a bell may lag behind what the backstop found, before it counts as lost.
 const GRACE: Duration = Duration::from_millis(100);
 
+/// When to look again after a new doorbell: what stands between the sides may still be swallowing the peer's
+/// bells, which the peer takes for delivered.
+#[derive(Clone, Copy, Debug)]
+struct Settling {
+    due: Instant,
+    pause: Duration,
+}
+
+impl Settling {
+    const FIRST: Duration = Duration::from_millis(5);
+    const LAST: Duration = Duration::from_millis(160);
+
+    fn begin(now: Instant) -> Self {
+        Self { due: now + Self::FIRST, pause: Self::FIRST }
+    }
+
+    /// What is left after a look at this time.
+    fn looked(self, now: Instant) -> Option<Self> {
+        if now < self.due {
+            return Some(self);
+        }
+        let pause = 2 * self.pause;
+        (pause <= Self::LAST).then(|| Self { due: now + pause, pause })
+    }
+}
+
 /// Waits for the doorbell.
 #[derive(Debug)]
 pub(crate) struct Waiting(AsyncFd<Edges>);
@@ -66,6 +92,7 @@ struct Driver {
     /// Which doorbell the owner knows of, and whether its other end is gone.
     doorbell: u64,
     peer_lost: bool,
+    settling: Option<Settling>,
 }
 
 /// Drives a link until it is aborted.
@@ -80,6 +107,7 @@ pub(crate) async fn drive(shared: Arc<Shared>, waiting: Waiting, spin: Duration)
         expiry: Some(Instant::now()),
         doorbell: 0,
         peer_lost: false,
+        settling: Some(Settling::begin(Instant::now())),
     };
     // Bells of a predecessor's time are lost, both ways: the peer looks once, and so does this side.
     let _ = driver.shared.core.ring();
@@ -112,6 +140,7 @@ impl Driver {
             self.take_timer(core, now);
         }
         core.wake_up();
+        self.settling = self.settling.and_then(|settling| settling.looked(now));
         self.spin.slept(now - slept);
         match woken {
             Woken::Bell(heard) => self.take_bell(core, heard, now).await,
@@ -125,7 +154,8 @@ impl Driver {
 
     async fn wait(&self, core: &LinkCore) -> Woken {
         let armed = self.shared.backstop.load(Ordering::Relaxed);
-        let due = [armed.then_some(self.tick), self.found.map(|found| found + GRACE), self.expiry];
+        let settling = self.settling.map(|settling| settling.due);
+        let due = [armed.then_some(self.tick), self.found.map(|found| found + GRACE), self.expiry, settling];
         let due = due.into_iter().flatten().min();
         let timer = async {
             match due {
@@ -168,11 +198,12 @@ impl Driver {
         }
     }
 
-    /// Tells the owner what became of the doorbell, and rings for what the peer may have missed.
+    /// Tells the owner what became of the doorbell, and rings for what found nobody.
     fn follow(&mut self, core: &LinkCore, heard: &Heard) {
         let hung_up = heard.drained.hung_up;
         if heard.number != self.doorbell {
             (self.doorbell, self.peer_lost) = (heard.number, false);
+            self.settling = Some(Settling::begin(Instant::now()));
             // No bell of the old one follows any more.
             if self.found.take().is_some() {
                 core.counting.backstop();

@@ -190,6 +190,35 @@ async fn the_new_doorbell_rings_once_and_the_old_one_is_closed() {
     .await;
 }
 
+/// The first bells through a new doorbell may be swallowed on the way, while the peer takes them for
+/// delivered. They are not left to the backstop.
+#[tokio::test(start_paused = true)]
+async fn bells_that_get_lost_soon_after_a_new_doorbell_are_not_left_to_the_backstop() {
+    watched(async {
+        let (here, near) = UnixStream::pair().unwrap();
+        let (there, far) = UnixStream::pair().unwrap();
+        let (host, guest) = pair(sockets());
+        let (mut mine, mut theirs) = open(&host, &guest).await;
+        tokio::time::sleep(10 * BACKSTOP).await;
+        host.set_doorbell(Doorbell::socket(here).unwrap()).unwrap();
+        guest.set_doorbell(Doorbell::socket(there).unwrap()).unwrap();
+        assert_eq!(host.event().await, Event::PeerAttached);
+        // Both ends are there and take bells, and nobody carries them.
+        let began = tokio::time::Instant::now();
+        let telling = async {
+            tokio::time::sleep(3 * LOOK).await;
+            theirs.send(b"told").await.unwrap();
+        };
+        let (told, ()) = tokio::join!(mine.recv(), telling);
+        assert_eq!(told.unwrap().unwrap(), b"told");
+        assert!(bells(&far).0 >= 2, "the attach's, and one that was lost");
+        assert!(began.elapsed() < BACKSTOP / 10, "{:?} on a clock that only waiting moves", began.elapsed());
+        assert_eq!(finds(&host, &guest), 0);
+        drop(near);
+    })
+    .await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_new_doorbell_may_come_in_any_state() {
     watched(async {

@@ -41,6 +41,11 @@ pub enum SandboxError {
     /// The guest's agent did not answer.
     #[error("{0}; its console ends with:\n{1}")]
     Unanswered(throughline::Unanswered, String),
+    /// The guest did not become quiet for a snapshot, and goes on.
+    #[error(
+        "{0}; `Snapshot::allow_unquiesced` takes one all the same, in the middle of what the guest does; its console ends with:\n{1}"
+    )]
+    NotQuiet(throughline::Unanswered, String),
     /// The agent in the guest speaks another version.
     #[error(
         "the guest's agent speaks protocol {found}, and this program speaks {expected}; use the release that built the image, or build it anew"

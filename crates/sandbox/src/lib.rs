@@ -20,7 +20,7 @@ mod zeros;
 pub use command::{Child, ChildEvent, ChildEvents, ChildInput, Command, Output};
 pub use error::SandboxError;
 pub use places::PlaceError;
-pub use sandbox::{Restore, Sandbox, SandboxBuilder, SnapshotReport, Stage, Timings};
+pub use sandbox::{Restore, Sandbox, SandboxBuilder, Snapshot, SnapshotReport, Stage, Timings};
 
 /// The guest's agent: a static executable, process 1 of every guest.
 pub static AGENT: &[u8] = include_bytes!(env!("THROUGHLINE_AGENT_BINARY"));

@@ -35,6 +35,7 @@ fn manifest() -> Manifest {
         memory_mib: 256,
         agent: 1,
         timeline: format!("{:032x}", 5),
+        quiesced: true,
         carried: Carried::default(),
         files: BTreeMap::new(),
     }

@@ -174,7 +174,7 @@ async fn lead(sandbox: &Sandbox, arguments: &Arguments, writer: &Writer) -> Resu
             let _ = frozen.add(Event::Frozen(Mark::all(&link)));
         }
     };
-    let (_, report) = sandbox.snapshot_observed(place, observer).await?;
+    let (_, report) = sandbox.snapshot_with(place).observer(observer).take().await?;
     writer.add(Event::GoesOn)?;
     Line::Snapshot { pause_ms: milliseconds(report.stand_still) }.say()?;
     timeout(UNTIL_KILLED, go_on(sandbox.link(), writer)).await.context("the source was not killed")?

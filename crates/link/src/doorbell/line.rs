@@ -20,7 +20,7 @@ use crate::sync::Mutex;
 pub(crate) struct Line {
     poll: Arc<OwnedFd>,
     current: Mutex<Current>,
-    /// The peer may have missed a bell: it is rung again when the way is there.
+    /// A bell found nobody: the peer is rung when the way is there again.
     owed: AtomicBool,
     /// Whether the current doorbell's other end is gone, as far as the driver knows.
     hung_up: watch::Sender<bool>,
@@ -80,14 +80,10 @@ impl Line {
     /// Takes the bells that came in, up to a bound.
     pub(crate) fn drain(&self) -> Heard {
         let (number, bell) = self.current();
-        let drained = bell.drain();
-        if drained.hung_up {
-            self.owed.store(true, Ordering::Relaxed);
-        }
-        Heard { number, drained }
+        Heard { number, drained: bell.drain() }
     }
 
-    /// Whether the peer is to be rung because it may have missed a bell. Asked once the way is there.
+    /// Whether the peer is to be rung because a bell found nobody. Asked once the way is there.
     pub(crate) fn settle_debt(&self) -> bool {
         // The swap costs more, and a lost bell is rare.
         self.owed.load(Ordering::Relaxed) && self.owed.swap(false, Ordering::Relaxed)

@@ -31,6 +31,10 @@ pub struct Manifest {
     pub agent: u32,
     /// The timeline that the snapshot belongs to: 32 hexadecimal digits.
     pub timeline: String,
+    /// Whether the guest was quiet: its agent had stopped serving, and the user's processes were frozen. Only who
+    /// [allows it](crate::Snapshot::allow_unquiesced) gets another one. Where it is restored, the user's
+    /// processes run for a moment before they are stopped for the new identity.
+    pub quiesced: bool,
     /// Unread bytes that travel with it.
     pub carried: Carried,
     /// Length and checksum of each file.

@@ -1,5 +1,6 @@
 //! A running sandbox: its machine, its link, and the folders that both lie in.
 
+mod bell;
 mod create;
 mod restore;
 mod snapshot;
@@ -19,7 +20,7 @@ use crate::{SandboxError, bundle};
 
 pub use create::SandboxBuilder;
 pub use restore::Restore;
-pub use snapshot::{SnapshotReport, Stage};
+pub use snapshot::{Snapshot, SnapshotReport, Stage};
 
 /// Version of `sandbox.json`.
 const RECORD_VERSION: u32 = 1;
@@ -28,6 +29,7 @@ const RECORD_VERSION: u32 = 1;
 /// or dropping it ends the machine and removes what it used.
 pub struct Sandbox {
     // The order of the fields is the order of the ends: channels, machine, folders.
+    _bell: bell::Reconnecting,
     link: Link,
     vm: Arc<dyn Vm>,
     places: Places,
@@ -84,7 +86,7 @@ impl Sandbox {
         Ok(Places::clear(name)?)
     }
 
-    /// The connection to the guest.
+    /// The connection to the guest. Its doorbell, should it hang up, is connected anew by the sandbox.
     pub fn link(&self) -> &Link {
         &self.link
     }
@@ -114,7 +116,7 @@ impl Sandbox {
         self.vm.clone()
     }
 
-    /// How long the guest may take to become quiet before a snapshot fails;
+    /// How long the guest may take to become quiet before a snapshot fails, or is not quiesced;
     /// [`DEFAULT_QUIET`](Self::DEFAULT_QUIET) without this.
     pub fn quiet_deadline(&mut self, deadline: Duration) {
         self.quiet = deadline;

@@ -1,6 +1,6 @@
 //! Taking a snapshot of a running sandbox.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -18,8 +18,10 @@ const STATE_ROOM: u64 = 1 << 20;
 const ENDING: Duration = Duration::from_millis(200);
 
 /// What a snapshot came to.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct SnapshotReport {
+    /// Whether the guest was quiet: [`Manifest::quiesced`].
+    pub quiesced: bool,
     /// How long the guest's processors stood still. Zero where the sandbox was stopped.
     pub stand_still: Duration,
     /// How long all of it took.
@@ -43,30 +45,63 @@ pub enum Stage {
     Resumed,
 }
 
+type Observer = Box<dyn Fn(Stage) + Send + Sync>;
+
 /// What the critical section of a snapshot came to.
 struct Copied {
     draft: Draft,
+    quiesced: bool,
     ram: CaptureReport,
     carried: Carried,
     stand_still: Duration,
 }
 
+/// How a guest is made quiet.
+#[derive(Clone, Copy)]
+struct Quiet {
+    deadline: Duration,
+    /// Go on without.
+    optional: bool,
+}
+
+impl Quiet {
+    /// Asks the guest to be quiet, and freezes the link. Whether the guest is quiet: if it has to be, and is
+    /// not, that is the error, and the link is not frozen.
+    async fn ask(self, link: &Link, vm: &dyn Vm) -> Result<bool, SandboxError> {
+        let quiet = tokio::select! {
+            biased;
+            quiet = link.quiesce(self.deadline) => quiet,
+            exit = vm.exited() => return Err(SandboxError::Ended(Box::new(exit))),
+        };
+        let quiesced = match quiet {
+            Ok(()) => true,
+            Err(unanswered) if self.optional => {
+                tracing::warn!(%unanswered, "the snapshot is not quiesced");
+                false
+            }
+            Err(unanswered) => return Err(SandboxError::NotQuiet(unanswered, vm.console())),
+        };
+        link.freeze();
+        Ok(quiesced)
+    }
+}
+
 /// The part of a snapshot during which the guest is quiet. It runs as a task of its own: whoever
 /// loses interest half-way leaves no guest paused.
-struct Section<O> {
+struct Section {
     link: Link,
     vm: Arc<dyn Vm>,
     draft: Draft,
     capture: Capture,
-    quiet: Duration,
-    observer: O,
+    quiet: Quiet,
+    observer: Observer,
 }
 
-impl<O: Fn(Stage) + Send + Sync + 'static> Section<O> {
+impl Section {
     async fn run(self) -> Result<Copied, SandboxError> {
         let Self { link, vm, draft, capture, quiet, observer } = self;
         (observer)(Stage::Quieting);
-        be_quiet(&link, &*vm, quiet).await?;
+        let quiesced = quiet.ask(&link, &*vm).await?;
         let paused = Instant::now();
         let result = copy_paused(&link, &*vm, &draft, capture, &observer).await;
         // The guest goes on, whether that worked or not.
@@ -77,20 +112,8 @@ impl<O: Fn(Stage) + Send + Sync + 'static> Section<O> {
         (observer)(Stage::Resumed);
         let (ram, carried) = result?;
         resumed?;
-        Ok(Copied { draft, ram, carried, stand_still })
+        Ok(Copied { draft, quiesced, ram, carried, stand_still })
     }
-}
-
-/// Asks the guest to be quiet, and freezes the link.
-async fn be_quiet(link: &Link, vm: &dyn Vm, deadline: Duration) -> Result<(), SandboxError> {
-    let quiet = tokio::select! {
-        biased;
-        quiet = link.quiesce(deadline) => quiet,
-        exit = vm.exited() => return Err(SandboxError::Ended(Box::new(exit))),
-    };
-    quiet.map_err(|unanswered| SandboxError::Unanswered(unanswered, vm.console()))?;
-    link.freeze();
-    Ok(())
 }
 
 async fn copy_paused(
@@ -98,7 +121,7 @@ async fn copy_paused(
     vm: &dyn Vm,
     draft: &Draft,
     capture: Capture,
-    observer: &impl Fn(Stage),
+    observer: &Observer,
 ) -> Result<(CaptureReport, Carried), SandboxError> {
     vm.pause().await?;
     observer(Stage::Paused);
@@ -112,80 +135,114 @@ async fn copy_paused(
     Ok((ram, carried?))
 }
 
-impl Sandbox {
-    /// Takes a snapshot at `place`, a folder that must not exist yet; the sandbox goes on. Unread bytes
-    /// of every channel are in it.
+/// How to take a snapshot. Made by [`Sandbox::snapshot_with`].
+#[must_use = "nothing is taken before `take` or `take_and_stop`"]
+pub struct Snapshot<'a> {
+    sandbox: &'a Sandbox,
+    place: PathBuf,
+    quiet: Quiet,
+    observer: Observer,
+}
+
+impl Snapshot<'_> {
+    /// Takes the snapshot all the same of a guest that does not become quiet in time. Report and manifest then
+    /// say that it is not quiesced.
     ///
-    /// If it fails, the sandbox goes on as well, and nothing is at `place`. If the future is dropped, the
-    /// sandbox goes on, and what is at `place` is complete or nothing.
-    pub async fn snapshot(&self, place: &Path) -> Result<(Bundle, SnapshotReport), SandboxError> {
-        self.snapshot_observed(place, |_| ()).await
+    /// What is in flight on channels is carried as ever. But the guest stands still in the middle of whatever
+    /// it does, and where it is restored, the user's processes run for a moment before the agent stops them
+    /// to take on the new identity.
+    pub fn allow_unquiesced(mut self) -> Self {
+        self.quiet.optional = true;
+        self
     }
 
-    /// The same, telling `observer` where it is. The observer must not wait.
-    pub async fn snapshot_observed(
-        &self,
-        place: &Path,
-        observer: impl Fn(Stage) + Send + Sync + 'static,
-    ) -> Result<(Bundle, SnapshotReport), SandboxError> {
-        let taken = self.take(place, observer).await;
-        match taken {
+    /// Tells `observer` where the snapshot is. The observer must not wait.
+    pub fn observer(mut self, observer: impl Fn(Stage) + Send + Sync + 'static) -> Self {
+        self.observer = Box::new(observer);
+        self
+    }
+
+    /// Takes the snapshot; the sandbox goes on. Unread bytes of every channel are in it.
+    ///
+    /// If it fails, the sandbox goes on as well, and nothing is at the place. If the future is dropped, the
+    /// sandbox goes on, and what is at the place is complete or nothing.
+    pub async fn take(self) -> Result<(Bundle, SnapshotReport), SandboxError> {
+        let vm = &*self.sandbox.vm;
+        match self.taken().await {
             Ok(taken) => Ok(taken),
-            Err(error) => Err(explain(error, &*self.vm).await),
+            Err(error) => Err(explain(error, vm).await),
         }
     }
 
-    async fn take(
-        &self,
-        place: &Path,
-        observer: impl Fn(Stage) + Send + Sync + 'static,
-    ) -> Result<(Bundle, SnapshotReport), SandboxError> {
+    async fn taken(self) -> Result<(Bundle, SnapshotReport), SandboxError> {
         let started = Instant::now();
-        let draft = Draft::new(place)?;
-        let (source, image) = (self.vm.ram()?, draft.path(RAM));
+        let Self { sandbox, place, quiet, observer } = self;
+        let draft = Draft::new(&place)?;
+        let (source, image) = (sandbox.vm.ram()?, draft.path(RAM));
         // The bulk of RAM is copied while the guest runs; what it changes meanwhile is corrected later.
         let capture = blocking(move || Capture::begin(source, &image)).await?;
-        let section =
-            Section { link: self.link.clone(), vm: self.vm.clone(), draft, capture, quiet: self.quiet, observer };
+        let section = Section { link: sandbox.link.clone(), vm: sandbox.vm.clone(), draft, capture, quiet, observer };
         let section = tokio::spawn(section.run()).await;
         let copied = section.map_err(|error| SandboxError::io("take the snapshot")(std::io::Error::other(error)))??;
-        let Copied { draft, ram, carried, stand_still } = copied;
-        let manifest = self.manifest(carried);
+        let Copied { draft, quiesced, ram, carried, stand_still } = copied;
+        let manifest = sandbox.manifest(quiesced, carried);
         let bundle = blocking(move || draft.complete(manifest)).await?;
-        let report = SnapshotReport {
-            stand_still,
-            total: started.elapsed(),
-            copied: ram.copied,
-            corrected: ram.corrected,
-            carried,
-        };
-        Ok((bundle, report))
+        let (total, CaptureReport { copied, corrected, .. }) = (started.elapsed(), ram);
+        Ok((bundle, SnapshotReport { quiesced, stand_still, total, copied, corrected, carried }))
     }
 
-    /// Takes a snapshot and ends the sandbox: its RAM is not copied, its file becomes the snapshot's
+    /// Takes the snapshot and ends the sandbox: its RAM is not copied, its file becomes the snapshot's
     /// (on the same file system).
     ///
-    /// If it fails, the sandbox ends nevertheless.
-    pub async fn snapshot_and_stop(self, place: &Path) -> Result<(Bundle, SnapshotReport), SandboxError> {
+    /// If the guest does not become quiet, the sandbox goes on. If anything later fails, or the future is
+    /// dropped, it ends nevertheless.
+    pub async fn take_and_stop(self) -> Result<(Bundle, SnapshotReport), SandboxError> {
         let started = Instant::now();
-        let draft = Draft::new(place)?;
-        be_quiet(&self.link, &*self.vm, self.quiet).await?;
-        self.vm.pause().await?;
-        let carried = copy_link(&self.link, &draft)?;
-        let ram = save_and_stop(&*self.vm, &draft.path(STATE), &draft.path(RAM)).await?;
-        let manifest = self.manifest(carried);
+        let Self { sandbox, place, quiet, observer } = self;
+        let draft = Draft::new(&place)?;
+        observer(Stage::Quieting);
+        let quiesced = quiet.ask(&sandbox.link, &*sandbox.vm).await?;
+        let _ends = Ending(&*sandbox.vm);
+        sandbox.vm.pause().await?;
+        observer(Stage::Paused);
+        let carried = copy_link(&sandbox.link, &draft)?;
+        let ram = save_and_stop(&*sandbox.vm, &draft.path(STATE), &draft.path(RAM)).await?;
+        let manifest = sandbox.manifest(quiesced, carried);
         let bundle = blocking(move || draft.complete(manifest)).await?;
-        let report = SnapshotReport {
-            stand_still: Duration::ZERO,
-            total: started.elapsed(),
-            copied: ram.copied,
-            corrected: ram.corrected,
-            carried,
-        };
-        Ok((bundle, report))
+        let (total, CaptureReport { copied, corrected, .. }) = (started.elapsed(), ram);
+        let stand_still = Duration::ZERO;
+        Ok((bundle, SnapshotReport { quiesced, stand_still, total, copied, corrected, carried }))
+    }
+}
+
+/// Ends a machine that must not run again.
+struct Ending<'a>(&'a dyn Vm);
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
+
+impl Sandbox {
+    /// Takes a snapshot at `place`, a folder that must not exist yet; the sandbox goes on:
+    /// [`Snapshot::take`].
+    pub async fn snapshot(&self, place: &Path) -> Result<(Bundle, SnapshotReport), SandboxError> {
+        self.snapshot_with(place).take().await
     }
 
-    fn manifest(&self, carried: Carried) -> Manifest {
+    /// Takes a snapshot and ends the sandbox, whether that worked or not: [`Snapshot::take_and_stop`].
+    pub async fn snapshot_and_stop(self, place: &Path) -> Result<(Bundle, SnapshotReport), SandboxError> {
+        self.snapshot_with(place).take_and_stop().await
+    }
+
+    /// A snapshot at `place`, a folder that must not exist yet, with choices of one's own.
+    pub fn snapshot_with(&self, place: &Path) -> Snapshot<'_> {
+        let quiet = Quiet { deadline: self.quiet, optional: false };
+        Snapshot { sandbox: self, place: place.to_path_buf(), quiet, observer: Box::new(|_| ()) }
+    }
+
+    fn manifest(&self, quiesced: bool, carried: Carried) -> Manifest {
         let About { image, kernel, memory_mib, agent, .. } = self.about.clone();
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Manifest {
@@ -197,6 +254,7 @@ impl Sandbox {
             memory_mib,
             agent,
             timeline: format!("{:032x}", self.link.timeline()),
+            quiesced,
             carried,
             files: std::collections::BTreeMap::new(),
         }
@@ -205,7 +263,7 @@ impl Sandbox {
 
 /// What is behind an error: a machine that has ended shows in many ways.
 async fn explain(error: SandboxError, vm: &dyn Vm) -> SandboxError {
-    if matches!(error, SandboxError::Ended(_) | SandboxError::Bundle(_) | SandboxError::Unanswered(..)) {
+    if matches!(error, SandboxError::Ended(_) | SandboxError::Bundle(_) | SandboxError::NotQuiet(..)) {
         return error;
     }
     if let Ok(exit) = tokio::time::timeout(ENDING, vm.exited()).await {

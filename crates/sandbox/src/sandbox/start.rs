@@ -5,9 +5,9 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use throughline::{Doorbell, Identity, Link, Region, Sidecar, Timeline, Unanswered};
+use throughline::{Identity, Link, Region, Sidecar, Timeline, Unanswered};
 
-use super::{About, Sandbox, Timings};
+use super::{About, Sandbox, Timings, bell};
 use crate::SandboxError;
 use crate::engine::{Exit, Vm};
 use crate::places::Places;
@@ -23,8 +23,7 @@ pub(super) struct Starting {
 impl Starting {
     /// Attaches the link to the machine's doorbell.
     pub(super) fn attach(&self, region: Region, sidecar: Sidecar) -> Result<Link, SandboxError> {
-        let bell = self.vm.connect_bell().map_err(SandboxError::io("connect to the machine's doorbell"))?;
-        let doorbell = Doorbell::socket(bell).map_err(SandboxError::io("watch the machine's doorbell"))?;
+        let doorbell = bell::connect(&*self.vm).map_err(SandboxError::io("connect to the machine's doorbell"))?;
         Ok(Link::host(region, sidecar).doorbell(doorbell).attach()?)
     }
 
@@ -46,7 +45,8 @@ impl Starting {
     /// The guest is ready.
     pub(super) fn ready(self, link: Link, mut about: About, machine: Duration) -> Sandbox {
         about.timings = Timings { machine, ready: self.started.elapsed() };
-        Sandbox { link, vm: self.vm, places: self.places, about, quiet: Sandbox::DEFAULT_QUIET }
+        let bell = bell::Reconnecting::start(link.clone(), self.vm.clone());
+        Sandbox { _bell: bell, link, vm: self.vm, places: self.places, about, quiet: Sandbox::DEFAULT_QUIET }
     }
 
     /// Ends the machine after a failure.

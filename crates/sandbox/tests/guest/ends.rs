@@ -4,14 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
-use throughline::Event;
 use throughline_sandbox::engine::{EngineError, ExitReason, Qemu};
 use throughline_sandbox::{Sandbox, SandboxError};
 use throughline_wire::exec::Exit;
 use throughline_wire::power::{Reply, Request};
 use throughline_wire::{decode, encode, port};
 
-use crate::support::{gone, image, name, template, text, until, watched};
+use crate::support::{gone, image, name, template, text, watched};
 
 async fn restored(name: &str) -> Sandbox {
     Sandbox::restore(template().await).name(name).start().await.unwrap()
@@ -146,41 +145,6 @@ async fn vm_missing_monitor_is_named_and_nothing_is_left() {
         gone(&name).await;
     })
     .await;
-}
-
-/// The host's end of the doorbell is closed under it: it says so, and all that is said still arrives.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn vm_doorbell_that_is_gone_is_told_and_nothing_is_lost() {
-    watched(async {
-        let sandbox = restored(&name("bell")).await;
-        assert!(matches!(sandbox.link().event().await, Event::Restored { .. }));
-        assert_eq!(sandbox.link().counters().backstop_finds, 0);
-        hang_up();
-        assert_eq!(sandbox.link().event().await, Event::PeerLost);
-        let script = "i=0; while [ $i -lt 20 ]; do i=$((i+1)); echo $i; usleep 10000; done";
-        assert!(text(&sandbox, script).await.lines().eq((1..=20).map(|n| n.to_string())));
-        until(async || sandbox.link().counters().backstop_finds > 0).await;
-        assert!(sandbox.link().counters().bells_lost > 0, "{:?}", sandbox.link().counters());
-    })
-    .await;
-}
-
-/// Shuts this process's only connection to a doorbell down.
-fn hang_up() {
-    use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
-    let this = pidfd_open(getpid(), PidfdFlags::empty()).unwrap();
-    let descriptors = std::fs::read_dir("/proc/self/fd").unwrap();
-    let numbers = descriptors.filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
-    let sockets = numbers.filter_map(|number: i32| pidfd_getfd(&this, number, PidfdGetfdFlags::empty()).ok());
-    let bells: Vec<_> = sockets
-        .map(std::os::unix::net::UnixStream::from)
-        .filter(|socket| {
-            let peer = socket.peer_addr().ok();
-            peer.is_some_and(|peer| peer.as_pathname().is_some_and(|path| path.ends_with("bell")))
-        })
-        .collect();
-    let [bell] = bells.as_slice() else { panic!("{bells:?}") };
-    bell.shutdown(std::net::Shutdown::Both).unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

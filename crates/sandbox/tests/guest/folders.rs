@@ -178,7 +178,7 @@ async fn vm_snapshot_replaces_nothing_that_is_there() {
         fs::remove_dir(&place).unwrap();
         let meanwhile = place.clone();
         let observer = move |_| drop(fs::write(&meanwhile, "somebody else's"));
-        let error = sandbox.snapshot_observed(&place, observer).await.unwrap_err();
+        let error = sandbox.snapshot_with(&place).observer(observer).take().await.unwrap_err();
         assert!(matches!(error, SandboxError::Bundle(BundleError::Exists(_))), "{error}");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
         assert_eq!(fs::read(&place).unwrap(), b"somebody else's");

@@ -152,7 +152,7 @@ async fn vm_snapshot_whose_host_process_is_killed_leaves_no_bundle() {
             }
             ready(file);
         });
-        drop(sandbox.snapshot_observed(&place, observer).await);
+        drop(sandbox.snapshot_with(&place).observer(observer).take().await);
         return std::future::pending().await;
     }
     watched(async {

@@ -3,12 +3,15 @@
 //! Most tests restore one template, which is booted once and kept between runs: that takes a fraction
 //! of a boot.
 
+mod bell;
 mod ends;
 mod exec;
 mod folders;
 mod host_death;
 mod identity;
 mod in_flight;
+mod numbered;
 mod quiet;
 mod space;
 mod support;
+mod unquiesced;

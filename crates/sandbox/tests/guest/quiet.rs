@@ -16,12 +16,17 @@ async fn vm_guest_that_does_not_become_quiet_makes_no_bundle_and_goes_on() {
         sandbox.quiet_deadline(Duration::from_millis(300));
         for _ in 0..2 {
             let error = sandbox.snapshot(&place).await.unwrap_err();
-            assert!(matches!(error, SandboxError::Unanswered(..)), "{error}");
+            assert!(matches!(error, SandboxError::NotQuiet(..)), "{error}");
             let words = error.to_string();
-            assert!(words.contains("quiet") && words.contains("300ms"), "{words}");
+            for part in ["to be quiet", "300ms", "Snapshot::allow_unquiesced"] {
+                assert!(words.contains(part), "{words}");
+            }
             assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is left");
             assert_eq!(text(&sandbox, "echo on").await, "on");
         }
+        let error = sandbox.snapshot_with(&place).take_and_stop().await.unwrap_err();
+        assert!(matches!(error, SandboxError::NotQuiet(..)), "{error}");
+        assert_eq!(text(&sandbox, "echo still on").await, "still on");
         assert!(sandbox.snapshot_and_stop(&place).await.is_err());
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is left");
     })
@@ -40,7 +45,7 @@ async fn vm_guest_that_becomes_quiet_too_late_goes_on() {
             sandbox.quiet_deadline(Duration::from_micros(micros));
             let place = folder.path().join("bundle");
             let result = sandbox.snapshot(&place).await;
-            assert!(matches!(result, Ok(_) | Err(SandboxError::Unanswered(..))), "{result:?}");
+            assert!(matches!(result, Ok(_) | Err(SandboxError::NotQuiet(..))), "{result:?}");
             assert_eq!(text(&sandbox, "echo on").await, "on");
             match result {
                 Ok(_) => std::fs::remove_dir_all(&place).unwrap(),
@@ -60,6 +65,7 @@ async fn vm_that_stops_hands_its_memory_over_without_a_copy() {
         let folder = folder();
         let (bundle, report) = sandbox.snapshot_and_stop(&folder.path().join("one")).await.unwrap();
         assert_eq!((report.copied, report.corrected, report.stand_still), (0, 0, Duration::ZERO));
+        assert!(report.quiesced && bundle.manifest().quiesced);
         let sandbox = Sandbox::restore(bundle).start().await.unwrap();
         assert_eq!(text(&sandbox, "cat /tmp/kept").await, "kept");
         text(&sandbox, "echo also > /tmp/also").await;

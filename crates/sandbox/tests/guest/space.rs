@@ -52,7 +52,7 @@ async fn fills_up(small: &Path) {
                 fill(&filling, 0);
             }
         };
-        let error = sandbox.snapshot_observed(&place, observer).await.unwrap_err();
+        let error = sandbox.snapshot_with(&place).observer(observer).take().await.unwrap_err();
         println!("{stage:?}: {error}");
         let typed = matches!(
             error,

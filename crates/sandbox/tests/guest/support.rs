@@ -16,7 +16,7 @@ const WATCHDOG: Duration = Duration::from_secs(200);
 const LOOK: Duration = Duration::from_millis(2);
 
 /// Writes its lineage down, as programs of the user's would.
-const HOOK: &str = "mkdir -p /etc/throughline/restore.d && cd /etc/throughline/restore.d && \
+pub const HOOK: &str = "mkdir -p /etc/throughline/restore.d && cd /etc/throughline/restore.d && \
     printf '#!/bin/sh\\necho $THROUGHLINE_EPOCH $THROUGHLINE_PARENT $THROUGHLINE_INDEX > /run/lineage\\n' > 10-lineage && \
     chmod 755 10-lineage";
 
