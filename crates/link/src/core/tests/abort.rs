@@ -10,7 +10,7 @@ use super::rig::{Fuse, RING, TestCore, World, survives};
 /// Where both cursors of both directions begin: a few words before the rings' end, so that all wraps.
 const BEGIN: u64 = 7 * RING - 40;
 /// Steps of both sides that all plans take at most; a multiple of what they do take.
-const MOST_STEPS: usize = 5000;
+pub(super) const MOST_STEPS: usize = 5000;
 
 /// Who is started anew after the death.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,7 +20,7 @@ enum Anew {
     Both,
 }
 
-fn begin(world: &World, slot: usize) {
+pub(super) fn begin(world: &World, slot: usize) {
     for side in [Side::Host, Side::Guest] {
         for word in [RecordWord::Produced, RecordWord::Freed, RecordWord::Taken] {
             let at = world.layout.record(side, slot) + word as usize;
@@ -33,7 +33,7 @@ fn begin(world: &World, slot: usize) {
 }
 
 /// Whether everything but the unread bytes of `from`'s ring is zero.
-fn assert_scrubbed(world: &World, slot: usize, from: Side) {
+pub(super) fn assert_scrubbed(world: &World, slot: usize, from: Side) {
     let at = |side, word| world.word(world.layout.record(side, slot) + word as usize);
     let (freed, produced) = (at(from.peer(), RecordWord::Freed), at(from, RecordWord::Produced));
     let ring = world.layout.slots()[slot].ring_at(from);

@@ -10,3 +10,4 @@ mod mended;
 mod pairs;
 mod rig;
 mod scene;
+mod standing;

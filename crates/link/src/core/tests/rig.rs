@@ -20,20 +20,36 @@ pub(super) const PORT: u32 = 7;
 struct Died;
 
 /// How many stores a side has left. Its region and sidecar are counted together.
-#[derive(Debug)]
 pub(super) struct Fuse {
     left: AtomicU64,
     made: AtomicU64,
+    /// What happens then, instead of the process's death.
+    interruption: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+}
+
+impl std::fmt::Debug for Fuse {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Fuse").field("made", &self.made).finish_non_exhaustive()
+    }
 }
 
 impl Fuse {
     pub(super) fn new(left: u64) -> Arc<Self> {
-        Arc::new(Self { left: AtomicU64::new(left), made: AtomicU64::new(0) })
+        Arc::new(Self { left: AtomicU64::new(left), made: AtomicU64::new(0), interruption: Mutex::default() })
+    }
+
+    /// Something happens once, before the store after so many. The process notices nothing.
+    pub(super) fn interrupted(left: u64, by: impl FnOnce() + Send + 'static) -> Arc<Self> {
+        let fuse = Self::new(left);
+        *fuse.interruption.lock().unwrap() = Some(Box::new(by));
+        fuse
     }
 
     fn burn(&self) {
         if self.left.load(Relaxed) == 0 {
-            resume_unwind(Box::new(Died));
+            let interruption = self.interruption.lock().unwrap().take();
+            interruption.unwrap_or_else(|| resume_unwind(Box::new(Died)))();
+            self.left.store(u64::MAX, Relaxed);
         }
         self.left.fetch_sub(1, Relaxed);
         self.made.fetch_add(1, Relaxed);
