@@ -204,10 +204,6 @@ impl Driver {
         if heard.number != self.doorbell {
             (self.doorbell, self.peer_lost) = (heard.number, false);
             self.settling = Some(Settling::begin(Instant::now()));
-            // No bell of the old one follows any more.
-            if self.found.take().is_some() {
-                core.counting.backstop();
-            }
             core.tell(Event::PeerAttached);
         }
         if hung_up != self.peer_lost {

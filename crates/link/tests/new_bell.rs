@@ -43,22 +43,21 @@ async fn open(host: &Link, guest: &Link) -> (Messages, Messages) {
     (mine.unwrap(), theirs.unwrap().messages().unwrap())
 }
 
-/// Questions, each of which waits for its answer: who waits never rings again.
-async fn ask(channel: &mut (Messages, Messages)) {
-    let (mine, theirs) = channel;
-    let answering = async {
+/// Questions, each of which waits for its answer: who waits never rings again. Tasks of their own: in one
+/// task, whatever wakes one end would have the other look as well.
+async fn ask((mut mine, mut theirs): (Messages, Messages)) -> (Messages, Messages) {
+    let answering = tokio::spawn(async move {
         for _ in 0..50 {
             let question = theirs.recv().await.unwrap().unwrap();
             theirs.send(&question).await.unwrap();
         }
-    };
-    let asking = async {
-        for round in 0..50_u32 {
-            mine.send(&round.to_le_bytes()).await.unwrap();
-            assert_eq!(mine.recv().await.unwrap().unwrap(), round.to_le_bytes());
-        }
-    };
-    tokio::join!(answering, asking);
+        theirs
+    });
+    for round in 0..50_u32 {
+        mine.send(&round.to_le_bytes()).await.unwrap();
+        assert_eq!(mine.recv().await.unwrap().unwrap(), round.to_le_bytes());
+    }
+    (mine, answering.await.unwrap())
 }
 
 fn finds(host: &Link, guest: &Link) -> u64 {
@@ -66,15 +65,16 @@ fn finds(host: &Link, guest: &Link) -> u64 {
 }
 
 /// Traffic without a lost bell and without the backstop.
-async fn rings(host: &Link, guest: &Link, channel: &mut (Messages, Messages)) {
+async fn rings(host: &Link, guest: &Link, channel: (Messages, Messages)) -> (Messages, Messages) {
     let before = (host.counters(), guest.counters());
-    ask(channel).await;
+    let channel = ask(channel).await;
     // What the backstop found shows a moment later.
     tokio::time::sleep(10 * BACKSTOP).await;
     for (before, now) in [(before.0, host.counters()), (before.1, guest.counters())] {
         assert!(now.bells_received >= before.bells_received + 40, "{before:?}, {now:?}");
         assert_eq!((now.bells_lost, now.backstop_finds), (before.bells_lost, before.backstop_finds), "{now:?}");
     }
+    channel
 }
 
 async fn watched(test: impl Future<Output = ()>) {
@@ -85,20 +85,20 @@ async fn watched(test: impl Future<Output = ()>) {
 async fn a_socket_that_hung_up_is_replaced_under_a_live_link() {
     watched(async {
         let (host, guest) = pair(sockets());
-        let mut channel = open(&host, &guest).await;
+        let channel = open(&host, &guest).await;
         let (first, theirs) = UnixStream::pair().unwrap();
         // The peer's end of the old one is closed with this: its process is replaced.
         guest.set_doorbell(Doorbell::socket(theirs).unwrap()).unwrap();
         assert_eq!(guest.event().await, Event::PeerAttached);
         assert_eq!(host.event().await, Event::PeerLost);
         host.hung_up().await;
-        ask(&mut channel).await;
+        let channel = ask(channel).await;
         let found = finds(&host, &guest);
         assert!(found > 0, "there was no way to ring");
 
         host.set_doorbell(Doorbell::socket(first).unwrap()).unwrap();
         assert_eq!(host.event().await, Event::PeerAttached);
-        rings(&host, &guest, &mut channel).await;
+        rings(&host, &guest, channel).await;
         let still = tokio::time::timeout(BACKSTOP, host.hung_up()).await;
         still.expect_err("a doorbell that is there has not hung up");
     })
@@ -116,7 +116,7 @@ async fn eventfds_are_replaced_under_a_live_link() {
             guest.set_doorbell(there).unwrap();
             assert_eq!(host.event().await, Event::PeerAttached);
             assert_eq!(guest.event().await, Event::PeerAttached);
-            rings(&host, &guest, &mut channel).await;
+            channel = rings(&host, &guest, channel).await;
         }
     })
     .await;
@@ -136,16 +136,12 @@ async fn what_was_missed_is_looked_at_when_the_new_doorbell_comes() {
                 Side::Guest => ((here, nowhere()), there),
             };
             let (host, guest) = pair(bells);
-            let (mut mine, mut theirs) = open(&host, &guest).await;
+            let (mine, theirs) = open(&host, &guest).await;
             let found = finds(&host, &guest);
-            let (hearing, telling) = match hears {
-                Side::Host => (&mut mine, &mut theirs),
-                Side::Guest => (&mut theirs, &mut mine),
-            };
-            let mut hearing = Box::pin(hearing.recv());
-            // It waits: registered, and its driver asleep.
-            let waits = tokio::time::timeout(BACKSTOP * 3 / 2, &mut hearing).await;
-            waits.expect_err("nothing was said");
+            let (mut hearing, mut telling) = if hears == Side::Host { (mine, theirs) } else { (theirs, mine) };
+            let hearing = tokio::spawn(async move { hearing.recv().await.unwrap() });
+            // It waits: registered, and its driver asleep, between two looks of the backstop.
+            tokio::time::sleep(BACKSTOP * 5 / 4).await;
             let began = tokio::time::Instant::now();
             telling.send(b"missed").await.unwrap();
             if renewed == Side::Host { &host } else { &guest }.set_doorbell(new).unwrap();
@@ -205,12 +201,10 @@ async fn bells_that_get_lost_soon_after_a_new_doorbell_are_not_left_to_the_backs
         assert_eq!(host.event().await, Event::PeerAttached);
         // Both ends are there and take bells, and nobody carries them.
         let began = tokio::time::Instant::now();
-        let telling = async {
-            tokio::time::sleep(3 * LOOK).await;
-            theirs.send(b"told").await.unwrap();
-        };
-        let (told, ()) = tokio::join!(mine.recv(), telling);
-        assert_eq!(told.unwrap().unwrap(), b"told");
+        let hearing = tokio::spawn(async move { mine.recv().await.unwrap() });
+        tokio::time::sleep(3 * LOOK).await;
+        theirs.send(b"told").await.unwrap();
+        assert_eq!(hearing.await.unwrap().unwrap(), b"told");
         assert!(bells(&far).0 >= 2, "the attach's, and one that was lost");
         assert!(began.elapsed() < BACKSTOP / 10, "{:?} on a clock that only waiting moves", began.elapsed());
         assert_eq!(finds(&host, &guest), 0);
@@ -223,7 +217,7 @@ async fn bells_that_get_lost_soon_after_a_new_doorbell_are_not_left_to_the_backs
 async fn a_new_doorbell_may_come_in_any_state() {
     watched(async {
         let (host, guest) = pair(sockets());
-        let mut channel = open(&host, &guest).await;
+        let channel = open(&host, &guest).await;
         // In a freeze, and several at once: the last one counts.
         host.freeze();
         let (mut ours, mut theirs) = sockets();
@@ -234,7 +228,7 @@ async fn a_new_doorbell_may_come_in_any_state() {
         host.set_doorbell(ours).unwrap();
         guest.set_doorbell(theirs).unwrap();
         host.thaw();
-        rings(&host, &guest, &mut channel).await;
+        let channel = rings(&host, &guest, channel).await;
         while tokio::time::timeout(BACKSTOP, host.event()).await.is_ok() {}
 
         // One that has hung up already, and then one that has bells already, more than one drain takes.
@@ -251,7 +245,7 @@ async fn a_new_doorbell_may_come_in_any_state() {
         assert_eq!(host.event().await, Event::PeerAttached);
         peer.set_nonblocking(false).unwrap();
         guest.set_doorbell(Doorbell::socket(peer).unwrap()).unwrap();
-        rings(&host, &guest, &mut channel).await;
+        rings(&host, &guest, channel).await;
     })
     .await;
 }
