@@ -27,12 +27,20 @@ pub struct Switches {
     pub no_quiesce: bool,
 }
 
+/// How much stands still.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Still {
+    Nothing,
+    /// Nothing is served, but some of the user's processes may run.
+    Services,
+    Everything,
+}
+
 /// The host's requests, and what came of them.
 pub(crate) struct Control<'a> {
     agent: &'a Agent,
     link: &'a Link,
-    /// Nothing runs at the moment.
-    quiet: bool,
+    still: Still,
     /// The host asked for that, and will say when it ends.
     held: bool,
     /// Made for the identity that may come next. Kept beyond its time: closing its files is work as well, which
@@ -48,7 +56,7 @@ impl<'a> Control<'a> {
     pub(crate) fn new(agent: &'a Agent, link: &'a Link) -> Self {
         // At boot nothing runs yet, and the gate is closed.
         link.freeze();
-        Self { agent, link, quiet: true, held: false, prepared: None, is_fresh: false, failed: None }
+        Self { agent, link, still: Still::Everything, held: false, prepared: None, is_fresh: false, failed: None }
     }
 
     /// Follows requests for ever.
@@ -128,29 +136,31 @@ impl<'a> Control<'a> {
 
     /// Stops everything: the gate, the link, the user's processes. Whether they all froze.
     async fn silence(&mut self) -> bool {
-        if self.quiet {
-            return true;
+        if self.still == Still::Nothing {
+            self.still = Still::Services;
+            self.agent.executor.gate.close();
+            self.link.freeze();
         }
-        self.quiet = true;
-        self.agent.executor.gate.close();
-        self.link.freeze();
-        let Some(group) = &self.agent.group else { return true };
-        match group.freeze(FREEZE_LIMIT).await {
-            Ok(()) => true,
-            Err(error) => {
-                say(&error.to_string());
-                false
+        if self.still == Still::Services {
+            let frozen = match &self.agent.group {
+                Some(group) => group.freeze(FREEZE_LIMIT).await,
+                None => Ok(()),
+            };
+            match frozen {
+                Ok(()) => self.still = Still::Everything,
+                Err(error) => say(&error.to_string()),
             }
         }
+        self.still == Still::Everything
     }
 
     /// Lets everything run, if it is silent, the guest has an identity, and the host does not hold it.
     fn resume(&mut self) {
         let identified = self.agent.identity.get().0 != 0;
-        if !self.quiet || self.held || !identified {
+        if self.still == Still::Nothing || self.held || !identified {
             return;
         }
-        self.quiet = false;
+        self.still = Still::Nothing;
         self.is_fresh = false;
         if let Some(group) = &self.agent.group
             && let Err(error) = group.thaw()

@@ -171,3 +171,16 @@ fn power_off_ends_all_commands_first() {
         drop((obeying, stubborn));
     });
 }
+
+#[test]
+fn a_guest_that_cannot_be_frozen_takes_on_no_identity() {
+    rig("unfrozen", Switches::default(), async |rig| {
+        rig.identify(1).await;
+        rig.remove_group();
+        // Not the first, and not the next because the first was tried.
+        for number in [2, 3] {
+            rig.host.give_identity(&identity(number));
+            rig.host.identity_taken(WRONG).await.unwrap_err();
+        }
+    });
+}

@@ -74,6 +74,11 @@ impl Rig {
         std::fs::read_to_string(self.group.join("cgroup.events")).unwrap().contains("frozen 1")
     }
 
+    /// Takes the control group away, which must be empty: from now on nothing can be frozen.
+    pub fn remove_group(&self) {
+        std::fs::remove_dir(&self.group).unwrap();
+    }
+
     /// Installs a hook.
     pub fn hook(&self, script: &str) {
         let hooks = self.folder.join("etc/throughline/restore.d");
