@@ -196,3 +196,16 @@ async fn vm_exec_whose_handle_is_dropped_is_killed() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn vm_command_that_takes_all_memory_is_killed_and_the_agent_is_not() {
+    watched(async {
+        let sandbox = restored().await;
+        // A line without an end, which is kept whole.
+        let greedy = sandbox.command("tail").arg("/dev/zero").output().await.unwrap();
+        assert_eq!(greedy.exit, Exit::Signal(9));
+        assert_eq!(text(&sandbox, "cat /proc/1/oom_score_adj").await, "-1000");
+        assert_eq!(text(&sandbox, "cat /proc/self/oom_score_adj").await, "0");
+    })
+    .await;
+}
