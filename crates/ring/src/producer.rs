@@ -166,11 +166,13 @@ impl Producer {
         true
     }
 
-    /// After both sides have closed: moves to a word's boundary, where the next use begins.
+    /// After both sides have closed: moves to a word's boundary, where the next use begins. Nobody needs the
+    /// kept tail any more, and it is bytes that the peer has consumed.
     pub fn align(&mut self, view: &View<'_, impl Words>) {
         self.produced = self.produced.ceil();
         self.staged = self.produced;
         self.tail = 0;
+        view.keep(RecordWord::Tail, 0);
         view.publish(RecordWord::Produced, self.produced.0);
     }
 }

@@ -138,13 +138,14 @@ impl<W: Words, B: Bell> Core<W, B> {
                 view.keep_at(RecordWord::Label, index, u64::from_le_bytes(bytes.try_into().unwrap_or_default()));
             }
             entry.channel.open(&view, options.kind, options.port)?;
+            // Seen and judged: what the backstop finds later is a change, of which a bell tells.
+            self.slots[slot].watch.note_state(peer.encode());
             Ok(Ok(true))
         });
         match opened {
             Ok(Ok(false)) => Ok(None),
             Ok(Ok(true)) => {
                 (entry.held, entry.expires, entry.peeked) = (true, None, None);
-                self.slots[slot].watch.forget_state();
                 self.active.set(slot);
                 self.notify(&view, Cause::State);
                 Ok(Some(Use { slot, generation: entry.channel.mine.generation }))

@@ -40,9 +40,10 @@ impl<W: Words, B: Bell> Core<W, B> {
         served
     }
 
-    /// Whether [`serve`](Self::serve) would find something: what a spinning driver asks.
+    /// Whether [`serve`](Self::serve) would find something: what a spinning driver asks. While frozen it would
+    /// not, and a driver that were told otherwise would never let anybody thaw.
     pub fn is_ready(&self) -> bool {
-        self.waiting.iter().any(|slot| {
+        !self.is_frozen() && self.waiting.iter().any(|slot| {
             let (view, watch) = (self.view(slot), &self.slots[slot].watch);
             watch.is_reached(&view) || watch.has_changed(&view)
         })

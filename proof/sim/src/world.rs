@@ -1,0 +1,404 @@
+//! One timeline: a machine, its two processes, the bells between them, and the oracle.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::Instant;
+
+use throughline::{Geometry, Side};
+use throughline_ring::{Layout, LinkWord, RecordWord};
+
+use crate::bells::{Bells, Wire};
+use crate::call::{Call, End, Outcome, Plan};
+use crate::memory::{Fate, Image, Memories, Record, Watch, survives};
+use crate::oracle::{Judged, Oracle, Orphans, Violation, check_memory, ensure, find_orphans};
+use crate::process::{Process, Start};
+use crate::raw::Raw;
+
+pub(crate) const SIDES: [Side; 2] = [Side::Host, Side::Guest];
+/// Rounds after which two honest sides that have nothing more to do are quiet.
+const MOST_ROUNDS: usize = 40;
+
+/// What all timelines of a run share.
+#[derive(Clone, Debug)]
+pub(crate) struct Shape {
+    pub(crate) geometry: Geometry,
+    pub(crate) layout: Layout,
+    pub(crate) base: Instant,
+}
+
+impl Shape {
+    pub(crate) fn new(geometry: Geometry) -> Self {
+        let layout = Layout::new(&geometry);
+        Self { geometry, layout, base: Instant::now() }
+    }
+}
+
+/// A process's whole life: how it began, and its calls.
+#[derive(Clone, Debug)]
+pub(crate) struct Life {
+    start: Start,
+    calls: Vec<Call>,
+}
+
+/// A snapshot, at any moment.
+pub(crate) struct Bundle {
+    pub(crate) image: Image,
+    oracle: Oracle,
+    orphans: Orphans,
+    timeline: u128,
+    /// Whose call it was taken in, if in one.
+    amid: Option<(Side, Plan)>,
+    /// The guest's life up to that moment, the call under way included; `None` if it was dead.
+    guest: Option<Life>,
+}
+
+impl Bundle {
+    /// Whether it was taken in the middle of a call.
+    pub(crate) fn is_amid(&self) -> bool {
+        self.amid.is_some()
+    }
+}
+
+pub(crate) struct World {
+    pub(crate) shape: Rc<Shape>,
+    pub(crate) memories: Memories,
+    pub(crate) oracle: Oracle,
+    orphans: Orphans,
+    timeline: u128,
+    restored_from: Option<u128>,
+    processes: [Option<Process>; 2],
+    lives: [Option<Life>; 2],
+    /// By receiver.
+    wires: [Rc<Wire>; 2],
+    clock: Rc<Cell<u64>>,
+    starts: u64,
+    /// Snapshots taken in the middle of calls.
+    pub(crate) bundles: Vec<Bundle>,
+    /// What happens, line by line, if somebody wants to know.
+    pub(crate) trace: Option<Vec<String>>,
+}
+
+impl World {
+    /// A new machine that nobody is attached to.
+    pub(crate) fn new(shape: &Rc<Shape>, timeline: u128) -> Self {
+        let layout = &shape.layout;
+        // The region's end is never touched: only what is used, to make thousands of worlds cheap.
+        let rings: u64 = layout.slots().iter().map(|slot| 2 * slot.ring_bytes / 8).sum();
+        let memories = Memories::new(layout.control_words() + rings as usize, layout.sidecar_bytes() as usize / 8);
+        let oracle = Oracle::new(layout.slots().iter().map(|slot| slot.opener), timeline);
+        Self::with(shape, memories, oracle, Orphans::new(), timeline)
+    }
+
+    fn with(shape: &Rc<Shape>, memories: Memories, oracle: Oracle, orphans: Orphans, timeline: u128) -> Self {
+        let wire = |side| Wire::new(memories.region.clone(), shape.layout.link_word(side, LinkWord::Sleep));
+        Self {
+            shape: shape.clone(),
+            wires: SIDES.map(wire),
+            clock: Rc::new(Cell::new(oracle.now)),
+            memories,
+            oracle,
+            orphans,
+            timeline,
+            restored_from: None,
+            processes: [None, None],
+            lives: [None, None],
+            starts: 0,
+            bundles: Vec::new(),
+            trace: None,
+        }
+    }
+
+    pub(crate) fn timeline(&self) -> u128 {
+        self.timeline
+    }
+
+    pub(crate) fn is_alive(&self, side: Side) -> bool {
+        self.processes[side as usize].is_some()
+    }
+
+    pub(crate) fn process(&self, side: Side) -> Option<&Process> {
+        self.processes[side as usize].as_ref()
+    }
+
+    pub(crate) fn wire_to(&self, side: Side) -> &Wire {
+        &self.wires[side as usize]
+    }
+
+    pub(crate) fn note(&mut self, line: impl FnOnce() -> String) {
+        if let Some(trace) = &mut self.trace {
+            trace.push(line());
+        }
+    }
+
+    /// Starts a process of a side that has none; it may die in the attach.
+    pub(crate) fn attach(&mut self, side: Side, fate: Fate) -> Judged {
+        if self.is_alive(side) {
+            return Ok(());
+        }
+        self.starts += 1;
+        let start = Start {
+            side,
+            geometry: self.shape.geometry.clone(),
+            base: self.shape.base,
+            timeline: self.timeline,
+            restored_from: self.restored_from.filter(|_| side == Side::Host),
+            random: self.starts << 20,
+            now: self.clock.get(),
+        };
+        let watch = Watch::new(self.memories.clone(), Record::default());
+        let started = self.start(&start, &watch, fate);
+        self.note(|| format!("{side:?} starts ({fate:?}): {}", if started.is_some() { "lives" } else { "dies" }));
+        if let Some(process) = started {
+            self.processes[side as usize] = Some(process);
+            self.lives[side as usize] = Some(Life { start, calls: Vec::new() });
+            self.oracle.attached(side);
+        } else {
+            let raw = Raw { memories: &self.memories, layout: &self.shape.layout };
+            self.oracle.died(side, None, &raw)?;
+            find_orphans(&raw, side, &mut self.orphans);
+        }
+        Ok(())
+    }
+
+    fn start(&self, start: &Start, watch: &Rc<Watch>, fate: Fate) -> Option<Process> {
+        let out = &self.wires[start.side.peer() as usize];
+        let into = &self.wires[start.side as usize];
+        out.forget();
+        out.set_unconditional(true);
+        watch.set_fate(fate);
+        let started = survives(|| Process::start(start, watch, [out.clone(), into.clone()], &self.clock));
+        watch.set_fate(Fate::Lives);
+        out.set_unconditional(false);
+        started
+    }
+
+    /// Has a process do something; `None` where there is nothing to do, or nobody.
+    pub(crate) fn call(&mut self, side: Side, call: Call, fate: Fate) -> Judged<Option<Outcome>> {
+        let Some(process) = &mut self.processes[side as usize] else { return Ok(None) };
+        let Some(plan) = process.plan(&call) else { return Ok(None) };
+        let before = matches!(fate, Fate::IsCopied(_)).then(|| (self.oracle.clone(), self.orphans.clone()));
+        if let Some(life) = &mut self.lives[side as usize] {
+            life.calls.push(call);
+        }
+        if call == Call::Tick {
+            self.clock.set(self.clock.get() + crate::call::TICK_MS);
+        }
+        process.watch().set_fate(fate);
+        let outcome = survives(|| process.perform(&plan));
+        process.watch().set_fate(Fate::Lives);
+        let image = process.watch().take_image();
+        let complaint = process.take_complaint();
+        self.note(|| format!("{side:?} {} ({fate:?}): {}", brief(&plan), outcome.as_ref().map_or("dies".into(), short)));
+        if let (Some(image), Some((oracle, orphans))) = (image, before) {
+            let guest = self.lives[Side::Guest as usize].clone();
+            let image = self.with_guest_record(image, side);
+            let amid = Some((side, plan.clone()));
+            self.bundles.push(Bundle { image, oracle, orphans, timeline: self.timeline, amid, guest });
+        }
+        if let Some(complaint) = complaint {
+            return Err(Violation(format!("{side:?}: {complaint}")));
+        }
+        match &outcome {
+            Some(outcome) => self.done(side, &plan, outcome)?,
+            None => self.bury(side, Some(&plan))?,
+        }
+        Ok(outcome)
+    }
+
+    /// What the guest had taken in belongs to a copy of the machine, whoever's call that is taken in.
+    fn with_guest_record(&self, image: Image, side: Side) -> Image {
+        let record = match self.process(Side::Guest) {
+            Some(guest) if side == Side::Host => guest.watch().record(),
+            _ => image.record,
+        };
+        Image { record, ..image }
+    }
+
+    fn done(&mut self, side: Side, plan: &Plan, outcome: &Outcome) -> Judged {
+        self.oracle.judge(side, plan, outcome)?;
+        let raw = Raw { memories: &self.memories, layout: &self.shape.layout };
+        self.oracle.check_kept(side, &raw)?;
+        if let Outcome::Found(count) = outcome {
+            let missed = *count > 0 && self.wire_to(side).is_faultless() && !self.oracle.is_frozen(side);
+            ensure!(!missed, "the backstop of {side:?} finds {count} things that no bell told of, and none was lost");
+        }
+        Ok(())
+    }
+
+    fn bury(&mut self, side: Side, plan: Option<&Plan>) -> Judged {
+        self.processes[side as usize] = None;
+        self.lives[side as usize] = None;
+        let raw = Raw { memories: &self.memories, layout: &self.shape.layout };
+        self.oracle.died(side, plan, &raw)?;
+        find_orphans(&raw, side, &mut self.orphans);
+        Ok(())
+    }
+
+    /// Kills a process between two calls.
+    pub(crate) fn kill(&mut self, side: Side) -> Judged {
+        if self.is_alive(side) {
+            self.note(|| format!("{side:?} is killed"));
+            self.bury(side, None)?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn set_bells(&mut self, to: Side, way: Bells) {
+        self.note(|| format!("bells to {to:?}: {way:?}"));
+        self.wires[to as usize].set_way(way);
+    }
+
+    /// Checks the whole memory.
+    pub(crate) fn check_memory(&self) -> Judged {
+        let raw = Raw { memories: &self.memories, layout: &self.shape.layout };
+        check_memory(&self.oracle, &raw, &self.orphans, SIDES.map(|side| self.is_alive(side)))
+    }
+
+    /// A copy of everything between two calls. `through_core`: as snapshots are made, by the frozen host's
+    /// core; otherwise every word as it is.
+    pub(crate) fn copy(&mut self, through_core: bool) -> Judged<Bundle> {
+        let record = self.process(Side::Guest).map(|guest| guest.watch().record()).unwrap_or_default();
+        let mut image = self.memories.image(record);
+        if through_core && self.is_alive(Side::Host) {
+            let was_frozen = self.oracle.is_frozen(Side::Host);
+            self.call(Side::Host, Call::Freeze, Fate::Lives)?;
+            if let Some(host) = self.process(Side::Host) {
+                image = copy_through(host, image)?;
+            }
+            if !was_frozen {
+                self.call(Side::Host, Call::Thaw, Fate::Lives)?;
+            }
+        }
+        self.note(|| format!("a snapshot (by the core: {through_core})"));
+        let guest = self.lives[Side::Guest as usize].clone();
+        let (oracle, orphans) = (self.oracle.clone(), self.orphans.clone());
+        Ok(Bundle { image, oracle, orphans, timeline: self.timeline, amid: None, guest })
+    }
+
+    /// A new timeline from a snapshot: a new host; the guest goes on from the very store at which it was
+    /// copied, or is a new process as well.
+    pub(crate) fn restore(shape: &Rc<Shape>, bundle: &Bundle, timeline: u128, anew: bool, trace: bool) -> Judged<Self> {
+        let memories = Memories::from_image(&bundle.image);
+        let mut world = Self::with(shape, memories, bundle.oracle.clone(), bundle.orphans.clone(), timeline);
+        world.trace = trace.then(Vec::new);
+        world.note(|| format!("timeline {timeline} from {}, in the middle of {:?}", bundle.timeline, bundle.amid));
+        world.restored_from = Some(bundle.timeline);
+        // Starts of the child do not repeat the parent's episodes.
+        world.starts = timeline as u64 * 1000;
+        let guest = bundle.guest.as_ref().filter(|_| !anew);
+        for side in SIDES {
+            if side == Side::Guest && guest.is_some() {
+                continue;
+            }
+            let amid = bundle.amid.as_ref().filter(|(of, _)| *of == side).map(|(_, plan)| plan);
+            world.bury(side, amid)?;
+        }
+        world.attach(Side::Host, Fate::Lives)?;
+        world.call(Side::Host, Call::GiveIdentity, Fate::Lives)?;
+        match guest {
+            Some(life) => world.live_again(life, bundle)?,
+            None => world.attach(Side::Guest, Fate::Lives)?,
+        }
+        // A guest that was about to take on its last timeline's identity has done so; the next is this one's.
+        world.oracle.branch(timeline);
+        Ok(world)
+    }
+
+    /// The guest lives through its life again, up to the moment of the copy, and on.
+    fn live_again(&mut self, life: &Life, bundle: &Bundle) -> Judged {
+        let watch = Watch::new(self.memories.clone(), bundle.image.record.clone());
+        let started = self.start(&life.start, &watch, Fate::Lives);
+        let mut process = started.ok_or_else(|| Violation("a process without a fate died".to_owned()))?;
+        let mut last = None;
+        for call in &life.calls {
+            let plan = process.plan(call).ok_or_else(|| Violation(format!("{call:?} was something, and is not")))?;
+            let outcome = process.perform(&plan);
+            last = Some((plan, outcome));
+        }
+        ensure!(watch.is_live(), "a process that lives again does less");
+        let complaint = process.take_complaint();
+        self.processes[Side::Guest as usize] = Some(process);
+        self.lives[Side::Guest as usize] = Some(life.clone());
+        if let (Some((Side::Guest, _)), Some((plan, outcome))) = (&bundle.amid, last) {
+            self.note(|| format!("Guest goes on with {}: {}", brief(&plan), short(&outcome)));
+            self.done(Side::Guest, &plan, &outcome)?;
+        }
+        complaint.map_or(Ok(()), |complaint| Err(Violation(format!("the guest, going on: {complaint}"))))
+    }
+
+    /// Nobody does anything but what the drivers do, until both sleep. Then no wait that could be served
+    /// is left. Both must live, unfrozen.
+    pub(crate) fn quiet(&mut self) -> Judged {
+        if !SIDES.iter().all(|side| self.is_alive(*side) && !self.oracle.is_frozen(*side)) {
+            return Ok(());
+        }
+        let mut ticks = 0;
+        for _ in 0..MOST_ROUNDS {
+            if SIDES.iter().any(|side| !self.process(*side).is_some_and(Process::is_sound_asleep)) {
+                for side in SIDES {
+                    self.call(side, Call::Drive, Fate::Lives)?;
+                }
+            } else if ticks < 3 && SIDES.iter().any(|side| !self.wire_to(*side).is_faultless()) {
+                // Bells were lost: the backstop finds what they were for.
+                ticks += 1;
+                for side in SIDES {
+                    self.call(side, Call::Tick, Fate::Lives)?;
+                }
+            } else {
+                return self.check_waits();
+            }
+        }
+        Err(Violation("it never gets quiet".to_owned()))
+    }
+
+    fn check_waits(&mut self) -> Judged {
+        let raw = Raw { memories: &self.memories, layout: &self.shape.layout };
+        for side in SIDES {
+            let waiting = self.processes[side as usize].as_ref().map(|process| process.desk().waiting());
+            for plan in waiting.into_iter().flatten() {
+                self.oracle.check_wait(side, &plan, &raw)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether every slot is free, and all that was sent has been freed.
+    pub(crate) fn is_settled(&self) -> bool {
+        let raw = Raw { memories: &self.memories, layout: &self.shape.layout };
+        let word = |side, slot, word| raw.shown(side, slot, word);
+        (0..self.shape.layout.slots().len()).all(|slot| {
+            let states = SIDES.map(|side| word(side, slot, RecordWord::State));
+            let empty = |from: Side| word(from, slot, RecordWord::Produced) == word(from.peer(), slot, RecordWord::Freed);
+            states[0] == states[1] && states[0] & 3 == 0 && SIDES.into_iter().all(empty)
+        })
+    }
+}
+
+/// The copy that a frozen host's core makes.
+fn copy_through(host: &Process, image: Image) -> Judged<Image> {
+    let mut copy = Image { region: vec![0; image.region.len()], sidecar: vec![0; image.sidecar.len()], ..image };
+    let put = |into: &mut Vec<u64>, at: u64, bytes: &[u8]| {
+        for (word, chunk) in into[at as usize / 8..].iter_mut().zip(bytes.chunks_exact(8)) {
+            *word = u64::from_le_bytes(chunk.try_into().unwrap_or_default());
+        }
+        Ok::<(), Violation>(())
+    };
+    host.core().copy_region(|at, bytes| put(&mut copy.region, at, bytes))?;
+    host.core().copy_sidecar(|at, bytes| put(&mut copy.sidecar, at, bytes))?;
+    Ok(copy)
+}
+
+fn brief(plan: &Plan) -> String {
+    let mut text = format!("{:?}", plan.action);
+    if let crate::call::Action::Write { payload, feed } = &plan.action {
+        text = format!("Write {{ {} bytes, feed: {feed} }}", payload.len());
+    }
+    plan.on.map_or(text.clone(), |(slot, generation, kind)| format!("{text} on slot {slot} use {generation} ({kind:?})"))
+}
+
+fn short(outcome: &Outcome) -> String {
+    match outcome {
+        Outcome::Got(bytes) => format!("Got {} bytes", bytes.len()),
+        other => format!("{other:?}"),
+    }
+}
