@@ -133,10 +133,9 @@ impl Wire {
         self.complaint.borrow_mut().get_or_insert_with(|| complaint.to_owned());
     }
 
+    /// Takes the bells; what a doubled one leaves behind is a bell without a reason.
     fn drain(&self) -> bool {
-        let had = self.arrived.replace(u32::from(self.again.take())) > 0;
-        // What a doubled bell leaves behind is a bell without a reason.
-        had
+        self.arrived.replace(u32::from(self.again.take())) > 0
     }
 }
 

@@ -147,8 +147,8 @@ impl Desk {
             task.settle(&plan.action, outcome);
         }
         match (&plan.action, outcome) {
-            (Action::Open { kind, .. }, Outcome::Opened(slot, generation)) => self.hold(*slot, *generation, *kind),
-            (_, Outcome::Accepted(slot, generation, kind)) => self.hold(*slot, *generation, *kind),
+            (Action::Open { kind, .. }, Outcome::Opened(slot, generation))
+            | (_, Outcome::Accepted(slot, generation, kind)) => self.hold(*slot, *generation, *kind),
             (_, Outcome::Adopted(list)) => list.iter().for_each(|(slot, generation, kind)| {
                 self.hold(*slot, *generation, *kind);
             }),

@@ -106,10 +106,6 @@ impl Watch {
         })
     }
 
-    pub(crate) fn memories(&self) -> &Memories {
-        &self.memories
-    }
-
     pub(crate) fn set_fate(&self, fate: Fate) {
         self.fate.set(fate);
     }

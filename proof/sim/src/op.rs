@@ -88,17 +88,19 @@ fn side(rng: &mut fastrand::Rng) -> Side {
 fn what(scope: &Scope, rng: &mut fastrand::Rng) -> What {
     let side = side(rng);
     match rng.u8(..100) {
-        0..4 if scope.deaths => What::Attach { side, fate: if rng.u8(..4) == 0 { fate(scope, rng) } else { Fate::Lives } },
-        4 if scope.deaths => What::Kill { side },
-        5..8 if scope.astray => What::Bells { to: side, way: way(rng) },
-        8 if scope.astray => What::Spurious { to: side },
-        9..11 => What::Quiet,
-        11..13 if scope.snapshots => What::Snapshot { through_core: rng.bool() },
-        13..15 if scope.snapshots => What::Fork { bundle: rng.u8(..), anew: rng.u8(..4) == 0 },
-        15 if scope.snapshots => What::RollBack { bundle: rng.u8(..), anew: rng.u8(..4) == 0 },
-        16 if scope.snapshots => What::Drop,
+        0..8 if scope.deaths => {
+            What::Attach { side, fate: if rng.u8(..4) == 0 { fate(scope, rng) } else { Fate::Lives } }
+        }
+        8 if scope.deaths => What::Kill { side },
+        9..12 if scope.astray => What::Bells { to: side, way: way(rng) },
+        12 if scope.astray => What::Spurious { to: side },
+        13..15 => What::Quiet,
+        15..17 if scope.snapshots => What::Snapshot { through_core: rng.bool() },
+        17..19 if scope.snapshots => What::Fork { bundle: rng.u8(..), anew: rng.u8(..4) == 0 },
+        19 if scope.snapshots => What::RollBack { bundle: rng.u8(..), anew: rng.u8(..4) == 0 },
+        20 if scope.snapshots => What::Drop,
         _ => {
-            let fate = if rng.u8(..12) == 0 { fate(scope, rng) } else { Fate::Lives };
+            let fate = if rng.u8(..8) == 0 { fate(scope, rng) } else { Fate::Lives };
             What::Call { side, call: call(side, rng), fate }
         }
     }

@@ -53,7 +53,12 @@ pub(crate) struct Process {
 
 impl Process {
     /// Starts one. It may die meanwhile.
-    pub(crate) fn start(start: &Start, watch: &Rc<Watch>, wires: [Rc<Wire>; 2], clock: &Rc<std::cell::Cell<u64>>) -> Self {
+    pub(crate) fn start(
+        start: &Start,
+        watch: &Rc<Watch>,
+        wires: [Rc<Wire>; 2],
+        clock: &Rc<std::cell::Cell<u64>>,
+    ) -> Self {
         let [out, into] = wires;
         let side = start.side;
         let options = AttachOptions {

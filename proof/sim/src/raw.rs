@@ -33,6 +33,12 @@ impl Raw<'_> {
         State::decode(self.kept(side, slot, RecordWord::State)).ok()
     }
 
+    /// Number of the last identity that was given, or begun to be given.
+    pub(crate) fn last_identity(&self) -> u64 {
+        let number = self.layout.link_word(Side::Host, LinkWord::IdentityBlock) + 7;
+        self.link(Side::Host, LinkWord::Identity).max(self.memories.region.load(number, Relaxed))
+    }
+
     pub(crate) fn link(&self, side: Side, word: LinkWord) -> u64 {
         self.memories.region.load(self.layout.link_word(side, word), Relaxed)
     }

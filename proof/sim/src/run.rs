@@ -192,7 +192,8 @@ impl Run {
                 self.finish_side(at, side)?;
             }
             let world = &self.worlds[at];
-            let idle = SIDES.iter().all(|side| world.process(*side).is_none_or(|process| process.desk().held_count() == 0));
+            let idle =
+                SIDES.iter().all(|side| world.process(*side).is_none_or(|process| process.desk().held_count() == 0));
             if idle && world.is_settled() {
                 self.worlds[at].quiet()?;
                 ensure!(self.worlds[at].oracle.is_over(), "all slots are free, and uses of them have not ended");
@@ -212,8 +213,7 @@ impl Run {
             self.call(at, side, Call::Tick, lives)?;
         }
         let mut channel = 0;
-        while let Some(process) = self.worlds[at].process(side).filter(|process| channel < process.desk().held_count()) {
-            let _ = process;
+        while self.worlds[at].process(side).is_some_and(|process| channel < process.desk().held_count()) {
             let number = channel as u8;
             self.call(at, side, Call::Shutdown { channel: number }, lives)?;
             let read = self.call(at, side, Call::Read { channel: number, max: 4096, peek: false }, lives)?;

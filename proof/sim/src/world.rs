@@ -147,6 +147,13 @@ impl World {
         };
         let watch = Watch::new(self.memories.clone(), Record::default());
         let started = self.start(&start, &watch, fate);
+        if let Some(image) = watch.take_image() {
+            let guest = match side {
+                Side::Host => self.lives[Side::Guest as usize].clone(),
+                Side::Guest => Some(Life { start: start.clone(), calls: Vec::new() }),
+            };
+            self.bundle(image, side, (self.oracle.clone(), self.orphans.clone()), None, guest);
+        }
         self.note(|| format!("{side:?} starts ({fate:?}): {}", if started.is_some() { "lives" } else { "dies" }));
         if let Some(process) = started {
             self.processes[side as usize] = Some(process);
@@ -176,24 +183,25 @@ impl World {
     pub(crate) fn call(&mut self, side: Side, call: Call, fate: Fate) -> Judged<Option<Outcome>> {
         let Some(process) = &mut self.processes[side as usize] else { return Ok(None) };
         let Some(plan) = process.plan(&call) else { return Ok(None) };
+        if call == Call::Tick {
+            self.clock.set(self.clock.get() + crate::call::TICK_MS);
+            self.oracle.now = self.clock.get();
+        }
         let before = matches!(fate, Fate::IsCopied(_)).then(|| (self.oracle.clone(), self.orphans.clone()));
         if let Some(life) = &mut self.lives[side as usize] {
             life.calls.push(call);
-        }
-        if call == Call::Tick {
-            self.clock.set(self.clock.get() + crate::call::TICK_MS);
         }
         process.watch().set_fate(fate);
         let outcome = survives(|| process.perform(&plan));
         process.watch().set_fate(Fate::Lives);
         let image = process.watch().take_image();
         let complaint = process.take_complaint();
-        self.note(|| format!("{side:?} {} ({fate:?}): {}", brief(&plan), outcome.as_ref().map_or("dies".into(), short)));
+        self.note(|| {
+            format!("{side:?} {} ({fate:?}): {}", brief(&plan), outcome.as_ref().map_or("dies".into(), short))
+        });
         if let (Some(image), Some((oracle, orphans))) = (image, before) {
             let guest = self.lives[Side::Guest as usize].clone();
-            let image = self.with_guest_record(image, side);
-            let amid = Some((side, plan.clone()));
-            self.bundles.push(Bundle { image, oracle, orphans, timeline: self.timeline, amid, guest });
+            self.bundle(image, side, (oracle, orphans), Some(plan.clone()), guest);
         }
         if let Some(complaint) = complaint {
             return Err(Violation(format!("{side:?}: {complaint}")));
@@ -205,13 +213,21 @@ impl World {
         Ok(outcome)
     }
 
-    /// What the guest had taken in belongs to a copy of the machine, whoever's call that is taken in.
-    fn with_guest_record(&self, image: Image, side: Side) -> Image {
-        let record = match self.process(Side::Guest) {
-            Some(guest) if side == Side::Host => guest.watch().record(),
-            _ => image.record,
-        };
-        Image { record, ..image }
+    /// Keeps a copy of the machine that was taken in the middle of what `side` did.
+    fn bundle(
+        &mut self,
+        mut image: Image,
+        side: Side,
+        (oracle, orphans): (Oracle, Orphans),
+        plan: Option<Plan>,
+        guest: Option<Life>,
+    ) {
+        // What the guest had taken in belongs to the copy, whoever's call it was taken in.
+        if let (Side::Host, Some(guest)) = (side, self.process(Side::Guest)) {
+            image.record = guest.watch().record();
+        }
+        let amid = plan.map(|plan| (side, plan));
+        self.bundles.push(Bundle { image, oracle, orphans, timeline: self.timeline, amid, guest });
     }
 
     fn done(&mut self, side: Side, plan: &Plan, outcome: &Outcome) -> Judged {
@@ -219,7 +235,9 @@ impl World {
         let raw = Raw { memories: &self.memories, layout: &self.shape.layout };
         self.oracle.check_kept(side, &raw)?;
         if let Outcome::Found(count) = outcome {
-            let missed = *count > 0 && self.wire_to(side).is_faultless() && !self.oracle.is_frozen(side);
+            // Who dies between a store and its bell is succeeded by one who rings.
+            let told = self.wire_to(side).is_faultless() && self.is_alive(side.peer());
+            let missed = *count > 0 && told && !self.oracle.is_frozen(side);
             ensure!(!missed, "the backstop of {side:?} finds {count} things that no bell told of, and none was lost");
         }
         Ok(())
@@ -316,10 +334,14 @@ impl World {
             last = Some((plan, outcome));
         }
         ensure!(watch.is_live(), "a process that lives again does less");
+        // It may have been copied in the middle of its start.
+        self.oracle.started(Side::Guest);
         let complaint = process.take_complaint();
         self.processes[Side::Guest as usize] = Some(process);
         self.lives[Side::Guest as usize] = Some(life.clone());
         if let (Some((Side::Guest, _)), Some((plan, outcome))) = (&bundle.amid, last) {
+            // It looked for bells before the copy, and finds what happened since.
+            let outcome = if matches!(outcome, Outcome::Found(_)) { Outcome::Done } else { outcome };
             self.note(|| format!("Guest goes on with {}: {}", brief(&plan), short(&outcome)));
             self.done(Side::Guest, &plan, &outcome)?;
         }
@@ -368,8 +390,9 @@ impl World {
         let word = |side, slot, word| raw.shown(side, slot, word);
         (0..self.shape.layout.slots().len()).all(|slot| {
             let states = SIDES.map(|side| word(side, slot, RecordWord::State));
-            let empty = |from: Side| word(from, slot, RecordWord::Produced) == word(from.peer(), slot, RecordWord::Freed);
-            states[0] == states[1] && states[0] & 3 == 0 && SIDES.into_iter().all(empty)
+            let empty =
+                |from: Side| word(from, slot, RecordWord::Produced) == word(from.peer(), slot, RecordWord::Freed);
+            states[0] == states[1] && states[0].trailing_zeros() >= 2 && SIDES.into_iter().all(empty)
         })
     }
 }
@@ -393,7 +416,8 @@ fn brief(plan: &Plan) -> String {
     if let crate::call::Action::Write { payload, feed } = &plan.action {
         text = format!("Write {{ {} bytes, feed: {feed} }}", payload.len());
     }
-    plan.on.map_or(text.clone(), |(slot, generation, kind)| format!("{text} on slot {slot} use {generation} ({kind:?})"))
+    plan.on
+        .map_or(text.clone(), |(slot, generation, kind)| format!("{text} on slot {slot} use {generation} ({kind:?})"))
 }
 
 fn short(outcome: &Outcome) -> String {

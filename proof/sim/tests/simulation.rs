@@ -17,7 +17,7 @@ fn judged<T>(run: impl FnOnce() -> Result<T, throughline_sim::Violation>) -> Res
 /// The same again, told line by line.
 fn replay(seed: u64) {
     let (result, lines) = throughline_sim::trace(seed);
-    lines.iter().for_each(|line| println!("{line}"));
+    println!("{}", lines.join("\n"));
     println!("seed {seed}: {result:?}");
     assert!(result.is_ok(), "seed {seed} fails");
 }

@@ -26,8 +26,8 @@ pub(super) struct Channel {
     pub(super) port: u32,
     pub(super) expires: bool,
     pub(super) stance: [Stance; 2],
-    /// A dead side whose last word reached its sidecar and not the region.
-    pub(super) hidden: [bool; 2],
+    /// What the other side sees of a dead one, whose last word reached its sidecar and not the region.
+    pub(super) hidden: [Option<Stance>; 2],
     /// By writer.
     pub(super) flows: [Flow; 2],
     /// A close that waits for the thaw.
@@ -48,7 +48,7 @@ impl Channel {
             port,
             expires,
             stance,
-            hidden: [false; 2],
+            hidden: [None; 2],
             flows: Default::default(),
             closing: [None; 2],
             held,
@@ -60,8 +60,13 @@ impl Channel {
         matches!(self.stance[side as usize], Stance::Live { .. })
     }
 
+    /// Where the other side sees a side stand.
+    fn seen(&self, side: Side) -> Stance {
+        self.hidden[side as usize].unwrap_or(self.stance[side as usize])
+    }
+
     pub(super) fn attached(&mut self, side: Side, due: Option<u64>) {
-        self.hidden[side as usize] = false;
+        self.hidden[side as usize] = None;
         self.due[side as usize] = due;
         let flow = &mut self.flows[side as usize];
         flow.published = flow.staged;
@@ -130,7 +135,9 @@ impl Channel {
             return self.may_wait(side, opener, action);
         }
         match (action, outcome) {
-            (Action::Write { payload, feed }, Outcome::Wrote(count)) => self.wrote(side, opener, &payload[..*count], *feed),
+            (Action::Write { payload, feed }, Outcome::Wrote(count)) => {
+                self.wrote(side, opener, &payload[..*count], *feed)
+            }
             (Action::Read { max, peek }, Outcome::Got(bytes)) => self.got(side, bytes, *max, *peek),
             (Action::Read { .. }, Outcome::End) => self.ended(side),
             (Action::Commit { bytes, .. }, Outcome::Done) => {
@@ -172,7 +179,7 @@ impl Channel {
 
     fn failed(&self, side: Side, action: &Action, error: &Error) -> Judged {
         let why = || format!("{action:?} failed with {error}, while the sides are {:?}", self.stance);
-        let peer = self.stance[side.peer() as usize];
+        let peer = self.seen(side.peer());
         let writes = matches!(action, Action::Write { .. });
         let fine = match (error, peer) {
             (Error::Closed, Stance::Closed(reason)) => writes && told_by(error) == Some(is_reset(reason)),
@@ -191,8 +198,8 @@ impl Channel {
 
     /// Whether the peer's close can be seen.
     fn sees_close(&self, side: Side) -> Option<Reason> {
-        match self.stance[side.peer() as usize] {
-            Stance::Closed(reason) if !self.hidden[side.peer() as usize] => Some(reason),
+        match self.seen(side.peer()) {
+            Stance::Closed(reason) => Some(reason),
             _ => None,
         }
     }
@@ -200,7 +207,7 @@ impl Channel {
     fn wrote(&mut self, side: Side, opener: Side, bytes: &[u8], feed: bool) -> Judged {
         ensure!(self.stance[side as usize] == Stance::Live { shut: false }, "bytes were accepted after the end");
         ensure!(self.sees_close(side).is_none(), "bytes were accepted for a peer that has closed");
-        let answered = self.stance[side.peer() as usize] != Stance::Absent;
+        let answered = self.seen(side.peer()) != Stance::Absent;
         ensure!(answered || opener == Side::Host, "the guest writes before it is answered");
         let flow = &mut self.flows[side as usize];
         let needed = if self.kind == Kind::Message { span(bytes.len()) } else { bytes.len() as u64 };
@@ -215,12 +222,16 @@ impl Channel {
     fn write_waits(&self, side: Side, opener: Side, len: usize) -> Judged {
         let flow = &self.flows[side as usize];
         let needed = if self.kind == Kind::Message { span(len) } else { 1 };
-        let answered = self.stance[side.peer() as usize] != Stance::Absent;
+        let answered = self.seen(side.peer()) != Stance::Absent;
         let must_wait = !answered && opener == Side::Guest;
         ensure!(self.sees_close(side).is_none(), "it waits for a peer that has closed");
         // A reader that died has not freed yet what it had taken: its successor does.
         let freed = self.held[side.peer() as usize] || !answered;
-        ensure!(!freed || must_wait || needed > flow.space(), "it waits, and there are {} bytes of space", flow.space());
+        ensure!(
+            !freed || must_wait || needed > flow.space(),
+            "it waits, and there are {} bytes of space",
+            flow.space()
+        );
         Ok(())
     }
 
@@ -232,7 +243,7 @@ impl Channel {
 
     fn ended(&self, side: Side) -> Judged {
         let flow = &self.flows[side.peer() as usize];
-        let ended = match self.stance[side.peer() as usize] {
+        let ended = match self.seen(side.peer()) {
             Stance::Live { shut } => shut,
             Stance::Closed(reason) => !is_reset(reason),
             Stance::Absent => false,
@@ -243,10 +254,9 @@ impl Channel {
     }
 
     fn read_waits(&self, side: Side) -> Judged {
-        let peer = side.peer() as usize;
-        let flow = &self.flows[peer];
+        let flow = &self.flows[side.peer() as usize];
         ensure!(flow.published <= flow.taken, "it waits, and bytes {} to {} are there", flow.taken, flow.published);
-        let seen_end = !self.hidden[peer] && matches!(self.stance[peer], Stance::Closed(_) | Stance::Live { shut: true });
+        let seen_end = matches!(self.seen(side.peer()), Stance::Closed(_) | Stance::Live { shut: true });
         ensure!(!seen_end, "it waits for a peer that has ended");
         Ok(())
     }

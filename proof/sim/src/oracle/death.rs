@@ -27,12 +27,14 @@ impl Oracle {
             let generation = slot.generation;
             let Some(channel) = &mut slot.channel else { continue };
             let about = plan.filter(|plan| plan.on.is_none_or(|on| (on.0, on.1) == (at, generation)));
-            let due = channel.due[side as usize].is_some_and(|due| due <= now + crate::call::TICK_MS);
+            let due = channel.due[side as usize].is_some_and(|due| due <= now);
             let lived = channel.is_live(side);
+            let seen = channel.hidden[side as usize].unwrap_or(channel.stance[side as usize]);
             channel.resolve(side, generation, kept, about.map(|plan| &plan.action), due).map_err(|why| {
                 Violation(format!("{side:?} died in {plan:?}; slot {at}, use {generation}, keeps {kept:?}: {why}"))
             })?;
-            channel.hidden[side as usize] = kept.encode() != raw.shown(side, at, RecordWord::State);
+            let hides = kept.encode() != raw.shown(side, at, RecordWord::State);
+            channel.hidden[side as usize] = hides.then_some(seen);
             if channel.is_live(side) {
                 channel.cut(side, at, about.filter(|_| lived), raw)?;
             }

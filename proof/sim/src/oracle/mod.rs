@@ -8,7 +8,7 @@ mod scrub;
 use throughline::{Error, Kind, Side};
 use throughline_ring::{LinkWord, Phase, Reason, RecordWord, State};
 
-use crate::call::{Action, Outcome, Plan, TICK_MS, UNADOPTED_MS, UNLISTENED};
+use crate::call::{Action, Outcome, Plan, UNADOPTED_MS, UNLISTENED};
 use crate::raw::Raw;
 use channel::{Channel, Stance};
 
@@ -80,6 +80,13 @@ impl Oracle {
         Ok((channel, opener))
     }
 
+    /// A process of `side` runs, which may be one that ran before.
+    pub(crate) fn started(&mut self, side: Side) {
+        if !self.sides[side as usize].alive {
+            self.attached(side);
+        }
+    }
+
     /// A process of `side` has started.
     pub(crate) fn attached(&mut self, side: Side) {
         self.sides[side as usize] = Standing { alive: true, frozen: false };
@@ -131,11 +138,12 @@ impl Oracle {
                 Ok(())
             }
             (Action::Tick, _) => {
-                self.now += TICK_MS;
                 self.expired(side);
                 Ok(())
             }
-            (Action::Drive | Action::GiveIdentity | Action::AskQuiet | Action::LiftQuiet | Action::Control, _) => Ok(()),
+            (Action::Drive | Action::GiveIdentity | Action::AskQuiet | Action::LiftQuiet | Action::Control, _) => {
+                Ok(())
+            }
             _ => {
                 let (channel, opener) = self.channel(plan)?;
                 channel.judge(side, opener, frozen, &plan.action, outcome)
@@ -213,7 +221,10 @@ impl Oracle {
             ensure!(raw.kept(side, at, RecordWord::Corrupt) == 0, "slot {at} of {side:?} was given up");
             let generation = slot.generation;
             let Some(channel) = &slot.channel else {
-                ensure!(kept == State::free(throughline_ring::Generation::default()), "slot {at} of {side:?} was never used, and keeps {kept:?}");
+                ensure!(
+                    kept == State::free(throughline_ring::Generation::default()),
+                    "slot {at} of {side:?} was never used, and keeps {kept:?}"
+                );
                 continue;
             };
             let of = || format!("slot {at} of {side:?}, use {generation}, keeps {kept:?}, {:?}", channel.stance);
@@ -264,9 +275,9 @@ impl Oracle {
             Action::Control => {
                 let words = |word| (raw.link(Side::Host, word), raw.link(Side::Guest, word));
                 let ((given, taken_on), (asked, followed)) = (words(LinkWord::Identity), words(LinkWord::Quiesce));
-                // Zero while an identity is written, and for ever if its writer died.
+                // Zero while an identity is written, and for ever if its writer died: nobody takes that one on.
                 let asks = (given != 0 && given != taken_on) || asked != followed;
-                let answered = given == taken_on && asked == followed;
+                let answered = raw.last_identity() == taken_on && asked == followed;
                 let served = if side == Side::Host { answered } else { asks };
                 if served { stuck("the words are there") } else { Ok(()) }
             }

@@ -5,6 +5,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use throughline_ring::{Kind, Phase, Reason, RecordWord, Side};
+use throughline_shmem::Words;
 
 use super::super::{OpenOptions, Policy, Publish, Take};
 use super::app::{context, options};
@@ -209,4 +210,48 @@ fn a_scrub_that_a_successor_finishes_has_memory() {
     let _ = world.inspect();
     let _host = world.living(Side::Host);
     assert_eq!(world.word(world.layout.record(Side::Host, 1) + RecordWord::Freed as usize), 64);
+}
+
+#[test]
+fn a_frozen_side_has_nothing_ready_and_so_never_polls_for_ever() {
+    let (_world, host, guest) = two_ports();
+    let this = host.try_open(&options(Kind::Message, PORT)).unwrap();
+    guest.serve();
+    let theirs = accepted(&guest, PORT).unwrap();
+    host.serve();
+    assert!(host.poll_recv(this, Take::Consume, Some(&mut context()), &mut Vec::new()).is_pending());
+    host.freeze();
+    assert!(guest.poll_send(theirs, Publish::Now, None, b"during").is_ready());
+    assert_eq!((host.serve(), host.is_ready()), (0, false));
+    host.thaw();
+    assert!(host.poll_recv(this, Take::Consume, Some(&mut context()), &mut Vec::new()).is_ready());
+}
+
+#[test]
+fn an_open_that_is_not_answered_yet_is_no_find_of_the_backstop() {
+    let (_world, host, _guest) = two_ports();
+    while host.serve() > 0 {}
+    assert!(host.fall_asleep());
+    host.try_open(&options(Kind::Message, PORT)).unwrap();
+    assert_eq!(host.serve(), 0, "no bell was lost");
+}
+
+#[test]
+fn a_channel_that_is_over_keeps_nothing_of_its_last_word() {
+    let (world, host, guest) = two_ports();
+    let this = host.try_open(&options(Kind::Stream, PORT)).unwrap();
+    guest.serve();
+    let theirs = accepted(&guest, PORT).unwrap();
+    let tails = || {
+        let tail = |side| world.layout.record(side, this.slot) + RecordWord::Tail as usize;
+        [world.sidecar.load(tail(Side::Host), SeqCst), world.word(tail(Side::Guest))]
+    };
+    for (core, this) in [(&host, this), (&guest, theirs)] {
+        assert!(core.poll_write(this, Publish::Now, None, b"secret").is_ready());
+    }
+    assert!(!tails().contains(&0));
+    host.close(this, Reason::Normal);
+    guest.close(theirs, Reason::Normal);
+    while host.serve() + guest.serve() > 0 {}
+    assert_eq!(tails(), [0, 0]);
 }
