@@ -43,10 +43,11 @@ impl<W: Words, B: Bell> Core<W, B> {
     /// Whether [`serve`](Self::serve) would find something: what a spinning driver asks. While frozen it would
     /// not, and a driver that were told otherwise would never let anybody thaw.
     pub fn is_ready(&self) -> bool {
-        !self.is_frozen() && self.waiting.iter().any(|slot| {
-            let (view, watch) = (self.view(slot), &self.slots[slot].watch);
-            watch.is_reached(&view) || watch.has_changed(&view)
-        })
+        !self.is_frozen()
+            && self.waiting.iter().any(|slot| {
+                let (view, watch) = (self.view(slot), &self.slots[slot].watch);
+                watch.is_reached(&view) || watch.has_changed(&view)
+            })
     }
 
     /// Whether somebody waits for the peer: the backstop runs only then.
