@@ -105,9 +105,9 @@ fn verdict(root: &Path, copy: &Path, mutant: &Mutant) -> Result<bool> {
     let mut command = cargo(copy);
     // Shared with the tests: what does not depend on the tree is built already.
     let target = root.join(if mutant.models { "target/loom" } else { "target" });
-    command.args(["nextest", "run", "--profile", PROFILE, "--target-dir"]).arg(target);
-    for package in ["throughline", "throughline-ring", "throughline-shmem"] {
-        command.args(["--package", package]);
+    command.args(["nextest", "run", "--workspace", "--profile", PROFILE, "--target-dir"]).arg(target);
+    for package in ["xtask", "throughline-sandbox", "throughline-agent"] {
+        command.args(["--exclude", package]);
     }
     if mutant.models {
         command.args(["--release", "--test", "loom_*"]).envs(crate::test::MODEL_ENVIRONMENT);
