@@ -32,29 +32,37 @@ pub(crate) struct Tap {
     world: Weak<World>,
     side: Side,
     armed: Cell<Armed>,
-    /// Accesses since the operation began.
-    touched: Cell<u32>,
+    /// Accesses to the region since the operation began,
+    shared: Cell<u16>,
+    /// and stores, to the region or the sidecar.
+    stores: Cell<u16>,
 }
 
 impl Tap {
     pub(crate) fn new(world: Weak<World>, side: Side) -> Self {
-        Self { world, side, armed: Cell::default(), touched: Cell::new(0) }
+        Self { world, side, armed: Cell::default(), shared: Cell::new(0), stores: Cell::new(0) }
     }
 
     /// An operation begins.
     pub(crate) fn begin(&self, armed: Armed) {
         self.armed.set(armed);
-        self.touched.set(0);
+        self.shared.set(0);
+        self.stores.set(0);
     }
 
-    /// It is over: how many accesses it made, and whether what was armed has happened.
-    pub(crate) fn end(&self) -> (u32, bool) {
-        let happened = matches!(self.armed.take(), Armed::Nothing);
-        (self.touched.get(), happened)
+    /// It is over: whether what was armed has happened.
+    pub(crate) fn end(&self) -> bool {
+        matches!(self.armed.take(), Armed::Nothing)
+    }
+
+    /// How many accesses to the region the operation made, and how many stores.
+    pub(crate) fn made(&self) -> (u16, u16) {
+        (self.shared.get(), self.stores.get())
     }
 
     fn touch(&self, stores: bool, shared: bool) {
-        self.touched.set(self.touched.get() + 1);
+        self.shared.set(self.shared.get().saturating_add(u16::from(shared)));
+        self.stores.set(self.stores.get().saturating_add(u16::from(stores)));
         match self.armed.get() {
             Armed::Nothing => {}
             Armed::Meets(0, op) => {
@@ -75,10 +83,51 @@ impl Tap {
     }
 }
 
+/// Words, and which of them were written: few are, and only those go into a state's print.
+pub(crate) struct Noted {
+    words: HeapWords,
+    written: Box<[Cell<u64>]>,
+}
+
+impl Noted {
+    pub(crate) fn new(words: usize) -> Self {
+        Self { words: HeapWords::new(words), written: vec![Cell::new(0); words.div_ceil(64)].into() }
+    }
+
+    /// All words that are not zero, with their places, in order.
+    pub(crate) fn nonzero(&self) -> impl Iterator<Item = (usize, u64)> {
+        let places = self.written.iter().enumerate().flat_map(|(index, bits)| {
+            let mut bits = bits.get();
+            std::iter::from_fn(move || {
+                let bit = bits.trailing_zeros() as usize;
+                bits &= bits.wrapping_sub(1);
+                (bit < 64).then_some(index * 64 + bit)
+            })
+        });
+        places.map(|at| (at, self.words.load(at, Ordering::Relaxed))).filter(|(_, value)| *value != 0)
+    }
+}
+
+impl Words for Noted {
+    fn len(&self) -> usize {
+        self.words.len()
+    }
+
+    fn load(&self, at: usize, order: Ordering) -> u64 {
+        self.words.load(at, order)
+    }
+
+    fn store(&self, at: usize, value: u64, order: Ordering) {
+        let bits = &self.written[at / 64];
+        bits.set(bits.get() | 1 << (at % 64));
+        self.words.store(at, value, order);
+    }
+}
+
 /// Words that a process reaches through its tap.
 #[derive(Clone)]
 pub(crate) struct Memory {
-    pub(crate) words: Rc<HeapWords>,
+    pub(crate) words: Rc<Noted>,
     pub(crate) tap: Rc<Tap>,
     /// Whether the peer reaches them too.
     pub(crate) shared: bool,
@@ -118,8 +167,10 @@ pub(crate) struct Lines {
     pub(crate) there: [Cell<bool>; 2],
     /// The last bell found nobody.
     pub(crate) lost: [Cell<bool>; 2],
-    /// Attempts since the operation began.
+    /// Attempts since the operation began,
     pub(crate) rings: [Cell<u8>; 2],
+    /// and those that did not find nobody.
+    pub(crate) taken: [Cell<u8>; 2],
 }
 
 impl Lines {
@@ -151,6 +202,7 @@ impl Bell for Ring {
         if lost {
             return Rung::Lost;
         }
+        lines.taken[to].set(lines.taken[to].get() + 1);
         if lines.pending[to].replace(true) { Rung::Pending } else { Rung::Accepted }
     }
 }

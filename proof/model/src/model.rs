@@ -44,11 +44,9 @@ impl fmt::Debug for State {
     }
 }
 
-/// The most accesses of an operation before which the peer does something: more are not made by any, and those of
-/// long payloads are like the first.
-const MOST_MEETINGS: u16 = 40;
-/// The same of stores before which a process dies.
-const MOST_DEATHS: u16 = 60;
+/// Accesses of a long payload are all alike: the peer does something before one of the first so many only, and the
+/// process dies before one of the first so many stores.
+const MOST_CUTS: u16 = 120;
 
 impl Scenario {
     fn reached(&self, steps: &[Action]) -> std::rc::Rc<World> {
@@ -60,20 +58,24 @@ impl Scenario {
     }
 
     /// What a side may do, and what may come into it.
-    fn cuts(&self, soft: &Soft, side: Side, op: Op, actions: &mut Vec<Action>) {
+    fn cuts(&self, state: &State, side: Side, op: Op, actions: &mut Vec<Action>) {
         let with = |cut| Action { side, op, cut };
         actions.push(with(Cut::Whole));
-        if !op.has_a_middle() {
+        let left = state.soft.left;
+        if !op.has_a_middle() || (left.meets, left.deaths_inside) == (0, 0) {
             return;
         }
-        if soft.left.meets > 0 {
+        let world = self.reached(&state.steps);
+        world.act(with(Cut::Whole));
+        let (accesses, stores) = world.made(side);
+        if left.meets > 0 {
             let between = Op::ALL.into_iter().filter(|between| between.goes_between());
-            for between in between.filter(|between| soft.allows(self, side.peer(), *between)) {
-                actions.extend((0..MOST_MEETINGS).map(|at| with(Cut::Meets(at, between))));
+            for between in between.filter(|between| state.soft.allows(self, side.peer(), *between)) {
+                actions.extend((0..accesses.min(MOST_CUTS)).map(|at| with(Cut::Meets(at, between))));
             }
         }
-        if soft.left.deaths_inside > 0 {
-            actions.extend((0..MOST_DEATHS).map(|at| with(Cut::Dies(at))));
+        if left.deaths_inside > 0 {
+            actions.extend((0..stores.min(MOST_CUTS)).map(|at| with(Cut::Dies(at))));
         }
     }
 }
@@ -94,7 +96,7 @@ impl Model for Scenario {
         }
         for side in SIDES {
             for op in Op::ALL.into_iter().filter(|op| state.soft.allows(self, side, *op)) {
-                self.cuts(&state.soft, side, op, actions);
+                self.cuts(state, side, op, actions);
             }
         }
     }

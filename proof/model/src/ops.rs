@@ -61,8 +61,11 @@ impl World {
                 self.soft.borrow_mut().frozen = true;
             }
             Op::Thaw => {
-                self.soft.borrow_mut().frozen = false;
                 core.thaw();
+                // As the link does: what came during the freeze has still to be served.
+                core.wake_up();
+                let soft = &mut *self.soft.borrow_mut();
+                (soft.frozen, soft.asleep[side as usize]) = (false, false);
             }
             Op::Restore => self.restore(&core),
             Op::Attach => {}
@@ -275,7 +278,7 @@ impl World {
 
     fn at_the_end(&self, side: Side, generation: u8) {
         let flow = self.with_flow(side.peer(), generation, |flow| *flow);
-        self.check(matches!(flow.end, End::Shut | End::Closed), "only who has ended is at the end");
+        self.check(flow.ended, "only who has ended is at the end");
         self.check(flow.delivered >= flow.accepted, "the end comes after the last byte");
         self.soft.borrow_mut().read_up[side as usize] = true;
     }
@@ -304,7 +307,9 @@ impl World {
     fn shutdown(&self, side: Side, core: &ModelCore) {
         let (this, generation) = self.held(side);
         if !self.is_frozen(side) {
-            self.with_flow(side, generation, |flow| (flow.end, flow.accepted) = (End::Shut, flow.attempted));
+            self.with_flow(side, generation, |flow| {
+                (flow.end, flow.accepted, flow.ended) = (End::Shut, flow.attempted, true);
+            });
         }
         self.task(side, Task::Writer, |cx| match core.poll_shutdown(this, cx) {
             Poll::Ready(done) => {
@@ -318,7 +323,12 @@ impl World {
     fn close(&self, side: Side, core: &ModelCore, reason: Reason) {
         let (this, generation) = self.held(side);
         let end = if reason == Reason::Normal { End::Closed } else { End::Reset };
-        self.with_flow(side, generation, |flow| (flow.end, flow.accepted) = (end, flow.attempted));
+        self.with_flow(side, generation, |flow| {
+            flow.end = end;
+            if end == End::Closed {
+                (flow.accepted, flow.ended) = (flow.attempted, true);
+            }
+        });
         core.close(this, reason);
         let (soft, at) = (&mut *self.soft.borrow_mut(), side as usize);
         soft.live[at] = 0;
@@ -349,8 +359,11 @@ impl World {
         };
         let mine = self.with_flow(side, generation, |flow| {
             let before = *flow;
-            (flow.accepted, flow.attempted, flow.salted) = (sent, sent, sent + 1);
+            (flow.accepted, flow.attempted) = (sent, sent);
+            // A second successor sends what the first one would have sent.
+            flow.salted = if flow.salted == 0 { sent + 1 } else { flow.salted };
             flow.end = if state.tx_shut { End::Shut } else { End::Open };
+            flow.ended = state.tx_shut;
             before
         });
         self.check((mine.accepted..=mine.attempted).contains(&sent), "what was accepted survives, and nothing else");
@@ -376,7 +389,8 @@ impl World {
         });
         self.check(copied.is_ok() && kept.is_ok(), "a frozen link can be copied");
         for (memory, pieces) in [(&self.region, region), (&self.sidecar, sidecar)] {
-            memory.zero(0, memory.len());
+            let before: Vec<_> = memory.nonzero().collect();
+            before.iter().for_each(|(at, _)| memory.zero(*at, 1));
             for (at, bytes) in pieces {
                 memory.copy_in(at, &bytes);
             }

@@ -2,8 +2,6 @@
 //! finished, the slot is free and its rings are empty.
 
 use throughline_ring::{Phase, RecordWord, Side, State};
-use throughline_shmem::Words;
-use throughline_shmem::sync::Ordering::Relaxed;
 
 use crate::action::Op;
 use crate::scenario::RING;
@@ -122,7 +120,7 @@ impl World {
             let soft = *self.soft.borrow();
             let tasks = [(Task::Reader, Some(self.reads(side))), (Task::Writer, Some(Op::Send)), (Task::Opener, None)];
             for (task, op) in tasks {
-                if !soft.is_blocked(side, task) {
+                if soft.runs(side, task) {
                     continue;
                 }
                 let op = op.or_else(|| Some(if side == self.scenario.opener { Op::Open } else { Op::Accept }));
@@ -153,8 +151,9 @@ impl World {
                 return Err("the rings of a free slot are empty");
             }
             let first = self.layout.slots()[SLOT].ring_at(from);
+            let ring = first..first + RING as usize / 8;
             // What a process staged that died before it published lies there until its successor writes.
-            let scrubbed = || (first..first + RING as usize / 8).all(|at| self.region.load(at, Relaxed) == 0);
+            let scrubbed = || !self.region.nonzero().any(|(at, _)| ring.contains(&at));
             if !soft.died && !scrubbed() {
                 return Err("the rings of a free slot are zero");
             }

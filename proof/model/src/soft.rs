@@ -36,6 +36,8 @@ pub(crate) struct Flow {
     /// and, in the middle of an operation, perhaps so many.
     pub(crate) at_most: u8,
     pub(crate) end: End,
+    /// The reader may have seen an end that was no reset, whatever came later.
+    pub(crate) ended: bool,
     /// A new process of the sender sends other bytes from here on: `salted - 1` units were accepted before.
     pub(crate) salted: u8,
 }

@@ -10,10 +10,10 @@ use std::time::Instant;
 use throughline::core::{AttachOptions, Core, Use};
 use throughline_ring::{Class, Geometry, Layout, Ledger, RecordWord, Side};
 use throughline_shmem::sync::Ordering::Relaxed;
-use throughline_shmem::{HeapWords, Words};
+use throughline_shmem::Words;
 
 use crate::action::{Action, Cut, Op};
-use crate::memory::{Armed, Lines, Memory, Ring, Tap};
+use crate::memory::{Armed, Lines, Memory, Noted, Ring, Tap};
 use crate::scenario::{RING, Scenario};
 use crate::soft::{Soft, Task};
 
@@ -55,8 +55,8 @@ pub(crate) struct World {
     pub(crate) scenario: Scenario,
     pub(crate) layout: Layout,
     geometry: Geometry,
-    pub(crate) region: Rc<HeapWords>,
-    pub(crate) sidecar: Rc<HeapWords>,
+    pub(crate) region: Rc<Noted>,
+    pub(crate) sidecar: Rc<Noted>,
     taps: [Rc<Tap>; 2],
     pub(crate) cores: RefCell<[Option<Rc<ModelCore>>; 2]>,
     pub(crate) lines: Rc<Lines>,
@@ -80,8 +80,8 @@ impl World {
         let words = layout.slots()[SLOT].ring_at(Side::Guest) + RING as usize / 8;
         let world = Rc::new_cyclic(|world: &Weak<Self>| Self {
             scenario: *scenario,
-            region: Rc::new(HeapWords::new(words)),
-            sidecar: Rc::new(HeapWords::new(layout.sidecar_bytes() as usize / 8)),
+            region: Rc::new(Noted::new(words)),
+            sidecar: Rc::new(Noted::new(layout.sidecar_bytes() as usize / 8)),
             taps: SIDES.map(|side| Rc::new(Tap::new(world.clone(), side))),
             cores: RefCell::default(),
             lines: Rc::default(),
@@ -121,25 +121,23 @@ impl World {
         if !self.soft.borrow().allows(&self.scenario, side, op) {
             return false;
         }
-        for rings in &self.lines.rings {
-            rings.set(0);
-        }
+        self.lines.rings.iter().chain(&self.lines.taken).for_each(|bells| bells.set(0));
         self.missed.set(false);
         let before = *self.soft.borrow();
-        let state = self.word(side, RecordWord::State);
+        let published = self.published(side);
         let tap = &self.taps[side as usize];
         let happened = match cut {
             Cut::Whole => {
                 tap.begin(Armed::Nothing);
                 self.survive(|| self.run(side, op));
-                self.check_bells(side, op, &before, state);
-                tap.end().1
+                self.check_bells(side, op, &before, published);
+                tap.end()
             }
             Cut::Meets(at, between) => {
                 self.soft.borrow_mut().left.meets -= 1;
                 tap.begin(Armed::Meets(at, between));
                 self.survive(|| self.run(side, op));
-                tap.end().1 && !self.missed.get()
+                tap.end() && !self.missed.get()
             }
             Cut::Dies(at) => {
                 self.soft.borrow_mut().left.deaths_inside -= 1;
@@ -152,7 +150,9 @@ impl World {
                 died
             }
         };
-        self.check_words(side);
+        if op != Op::Restore {
+            self.check_words(side);
+        }
         self.note();
         happened
     }
@@ -211,24 +211,41 @@ impl World {
         memory.load(self.layout.record(side, SLOT) + word as usize, Relaxed)
     }
 
+    /// What a side shows of the slot, besides what it waits for.
+    fn published(&self, side: Side) -> [u64; 3] {
+        [RecordWord::State, RecordWord::Produced, RecordWord::Freed].map(|word| self.word(side, word))
+    }
+
+    /// Accesses to the region, and stores, of a side's last operation.
+    pub(crate) fn made(&self, side: Side) -> (u16, u16) {
+        self.taps[side as usize].made()
+    }
+
     fn check_words(&self, side: Side) {
-        let rings = 2 * RING as u32 / 8;
-        self.check(self.taps[side as usize].end().0 < 600 + 4 * rings, "the work of a call is bounded");
+        // A longest message is copied once, and scrubbed once; the rest is some dozen control words.
+        let most = 200 + 2 * RING as u16 / 8;
+        self.check(self.made(side).0 < most, "the work of a call is bounded");
         let corrupt = SIDES.map(|side| self.kept(side, RecordWord::Corrupt));
         self.check(corrupt == [0; 2], "honest sides find nothing corrupt");
     }
 
     /// After an operation that nothing came into: who is awake gets no bell, a bell that found nobody is rung again
     /// with the next store that is always worth one.
-    fn check_bells(&self, side: Side, op: Op, before: &Soft, state: u64) {
+    fn check_bells(&self, side: Side, op: Op, before: &Soft, published: [u64; 3]) {
         let peer = side.peer() as usize;
         let rings = self.lines.rings[peer].get();
         if !matches!(op, Op::Attach | Op::Thaw | Op::Restore) {
-            self.check(rings <= u8::from(before.asleep[peer]), "who is awake gets no bell, and who sleeps one");
+            let taken = self.lines.taken[peer].get();
+            self.check(taken <= u8::from(before.asleep[peer]), "who is awake gets no bell, and who sleeps one");
         }
-        let changed = self.word(side, RecordWord::State) != state;
+        let now = self.published(side);
+        let changed = now[0] != published[0];
         if before.asleep[peer] && before.lost[peer] && before.alive[peer] && changed {
             self.check(rings > 0, "a bell that found nobody is rung again");
+        }
+        self.check(op != Op::Thaw || rings > 0, "a thaw rings whatever the peer's word says");
+        if side == Side::Host && before.frozen && !matches!(op, Op::Thaw | Op::Restore) {
+            self.check(now == published, "who is frozen publishes nothing");
         }
     }
 
@@ -269,7 +286,7 @@ impl World {
 
     /// A new process attaches, and its application adopts what it finds.
     pub(crate) fn attach(&self, side: Side) {
-        let memory = |words: &Rc<HeapWords>, shared| Memory {
+        let memory = |words: &Rc<Noted>, shared| Memory {
             words: words.clone(),
             tap: self.taps[side as usize].clone(),
             shared,
