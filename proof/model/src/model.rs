@@ -37,10 +37,7 @@ impl Hash for State {
 
 impl fmt::Debug for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for step in &self.steps {
-            writeln!(f, "  {step:?}")?;
-        }
-        write!(f, "{:?}", self.broken)
+        self.steps.iter().try_for_each(|step| writeln!(f, "  {step:?}"))
     }
 }
 
@@ -69,9 +66,10 @@ impl Scenario {
         world.act(with(Cut::Whole));
         let (accesses, stores) = world.made(side);
         if left.meets > 0 {
-            let between = Op::ALL.into_iter().filter(|between| between.goes_between());
-            for between in between.filter(|between| state.soft.allows(self, side.peer(), *between)) {
-                actions.extend((0..accesses.min(MOST_CUTS)).map(|at| with(Cut::Meets(at, between))));
+            let between = if self.between.is_empty() { &Op::ALL } else { self.between };
+            let between = between.iter().filter(|between| between.goes_between());
+            for between in between.filter(|between| state.soft.allows(self, side.peer(), **between)) {
+                actions.extend((0..accesses.min(MOST_CUTS)).map(|at| with(Cut::Meets(at, *between))));
             }
         }
         if left.deaths_inside > 0 {
@@ -130,8 +128,8 @@ pub fn walk(scenario: Scenario) -> u64 {
     let checker = scenario.checker().threads(threads).finish_when(stateright::HasDiscoveries::Any).spawn_bfs().join();
     if let Some((property, path)) = checker.discoveries().into_iter().next() {
         let state = path.last_state();
-        let rest = scenario.reached(&state.steps).comes_to_rest();
-        panic!("{}: not so: {property}: {rest:?}, after\n{state:?}", scenario.name);
+        let broken = state.broken.or_else(|| scenario.reached(&state.steps).comes_to_rest().err());
+        panic!("{}: not so: {property}: {}, after\n{state:?}", scenario.name, broken.unwrap_or_default());
     }
     let states = checker.unique_state_count() as u64;
     println!(

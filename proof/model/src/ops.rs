@@ -5,7 +5,8 @@ use std::task::Poll;
 use throughline::core::{OpenOptions, Policy, Publish, Take, Use};
 use throughline::{Error, Side};
 use throughline_ring::{Kind, Phase, Reason, RecordWord, State};
-use throughline_shmem::Words;
+use throughline_shmem::sync::Ordering::Relaxed;
+use throughline_shmem::{WORD, Words};
 
 use crate::action::Op;
 use crate::scenario::RING;
@@ -379,21 +380,19 @@ impl World {
     fn restore(&self, core: &ModelCore) {
         core.freeze();
         let (mut region, mut sidecar) = (Vec::new(), Vec::new());
-        let copied = core.copy_region(|at, bytes| -> Result<(), ()> {
-            region.push((at as usize / 8, bytes.to_vec()));
-            Ok(())
+        let copied = core.copy_region(|at, bytes| {
+            region.extend(words(at, bytes));
+            Ok::<_, ()>(())
         });
-        let kept = core.copy_sidecar(|at, bytes| -> Result<(), ()> {
-            sidecar.push((at as usize / 8, bytes.to_vec()));
-            Ok(())
+        let kept = core.copy_sidecar(|at, bytes| {
+            sidecar.extend(words(at, bytes));
+            Ok::<_, ()>(())
         });
         self.check(copied.is_ok() && kept.is_ok(), "a frozen link can be copied");
-        for (memory, pieces) in [(&self.region, region), (&self.sidecar, sidecar)] {
+        for (memory, copy) in [(&self.region, region), (&self.sidecar, sidecar)] {
             let before: Vec<_> = memory.nonzero().collect();
             before.iter().for_each(|(at, _)| memory.zero(*at, 1));
-            for (at, bytes) in pieces {
-                memory.copy_in(at, &bytes);
-            }
+            copy.iter().for_each(|(at, value)| memory.store(*at, *value, Relaxed));
         }
         let died = self.soft.borrow().died;
         self.die(Side::Host);
@@ -406,4 +405,10 @@ impl World {
         }
         self.attach(Side::Host);
     }
+}
+
+/// The words of a piece of a copy that are not zero, with their places.
+fn words(at: u64, bytes: &[u8]) -> impl Iterator<Item = (usize, u64)> {
+    let words = bytes.as_chunks().0.iter().map(|word| u64::from_le_bytes(*word));
+    (at as usize / WORD..).zip(words).filter(|(_, value)| *value != 0)
 }

@@ -51,6 +51,8 @@ pub struct Scenario {
     pub host: &'static [Op],
     /// What the guest's may.
     pub guest: &'static [Op],
+    /// What may come into an operation of the peer; anything, where it is empty.
+    pub between: &'static [Op],
     /// How often the rest may happen.
     pub budget: Budget,
 }

@@ -9,8 +9,8 @@ use std::time::Instant;
 
 use throughline::core::{AttachOptions, Core, Use};
 use throughline_ring::{Class, Geometry, Layout, Ledger, RecordWord, Side};
-use throughline_shmem::sync::Ordering::Relaxed;
 use throughline_shmem::Words;
+use throughline_shmem::sync::Ordering::Relaxed;
 
 use crate::action::{Action, Cut, Op};
 use crate::memory::{Armed, Lines, Memory, Noted, Ring, Tap};
@@ -286,11 +286,8 @@ impl World {
 
     /// A new process attaches, and its application adopts what it finds.
     pub(crate) fn attach(&self, side: Side) {
-        let memory = |words: &Rc<Noted>, shared| Memory {
-            words: words.clone(),
-            tap: self.taps[side as usize].clone(),
-            shared,
-        };
+        let memory =
+            |words: &Rc<Noted>, shared| Memory { words: words.clone(), tap: self.taps[side as usize].clone(), shared };
         let attaches = self.attaches.replace(self.attaches.get() + 1);
         let options = AttachOptions {
             side,

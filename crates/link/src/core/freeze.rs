@@ -19,7 +19,8 @@ impl<W: Words, B: Bell> Core<W, B> {
         drop(self.listeners.lock());
     }
 
-    /// Opens the gate: closes what was to be closed, lets everybody look again, and rings.
+    /// Opens the gate: closes what was to be closed, lets everybody look again, and rings. Have the driver
+    /// [wake up](Self::wake_up) and serve then: it looked away from what the peer did meanwhile.
     pub fn thaw(&self) {
         self.frozen.store(false, Ordering::SeqCst);
         for (slot, place) in self.slots.iter().enumerate() {
