@@ -17,6 +17,7 @@ mod print;
 mod rest;
 mod scenario;
 mod soft;
+mod transfer;
 mod world;
 
 pub use action::{Action, Cut, Op};

@@ -41,9 +41,14 @@ impl fmt::Debug for State {
     }
 }
 
-/// Accesses of a long payload are all alike: the peer does something before one of the first so many only, and the
-/// process dies before one of the first so many stores.
-const MOST_CUTS: u16 = 120;
+/// Accesses of a long payload are all alike: of an operation that makes more than so many, its first and its last ones
+/// stand for all.
+const MANY: u16 = 120;
+
+/// Before which of so many accesses, or stores, something happens.
+fn places(count: u16) -> impl Iterator<Item = u16> {
+    (0..count).filter(move |at| count <= MANY || *at < 16 || *at + 16 >= count)
+}
 
 impl Scenario {
     fn reached(&self, steps: &[Action]) -> std::rc::Rc<World> {
@@ -69,11 +74,11 @@ impl Scenario {
             let between = if self.between.is_empty() { &Op::ALL } else { self.between };
             let between = between.iter().filter(|between| between.goes_between());
             for between in between.filter(|between| state.soft.allows(self, side.peer(), **between)) {
-                actions.extend((0..accesses.min(MOST_CUTS)).map(|at| with(Cut::Meets(at, *between))));
+                actions.extend(places(accesses).map(|at| with(Cut::Meets(at, *between))));
             }
         }
         if left.deaths_inside > 0 {
-            actions.extend((0..stores.min(MOST_CUTS)).map(|at| with(Cut::Dies(at))));
+            actions.extend(places(stores).map(|at| with(Cut::Dies(at))));
         }
     }
 }

@@ -163,9 +163,11 @@ impl Soft {
     }
 }
 
-/// A byte of what a side sends: another one for every side, use, unit and process.
-pub(crate) fn byte(side: Side, generation: u8, unit: u8, salted: bool) -> u8 {
-    side as u8 | (generation & 3) << 1 | (unit & 15) << 3 | u8::from(salted) << 7
+/// A byte of what a side sends: another one for every side, use, unit and process; mixed bytes of two processes are
+/// neither's.
+fn byte(side: Side, generation: u8, unit: u8, salted: bool) -> u8 {
+    let byte = side as u8 | (generation & 3) << 1 | (unit & 15) << 3;
+    if salted { !byte } else { byte }
 }
 
 /// Unit `index` of a flow, `length` bytes long.
