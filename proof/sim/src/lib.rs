@@ -16,6 +16,7 @@
 mod bells;
 mod call;
 mod desk;
+mod judge;
 mod memory;
 mod op;
 mod oracle;
@@ -27,6 +28,7 @@ mod world;
 pub use bells::Bells;
 pub use call::{Action, Call, End, LISTENED, Outcome, Plan, RING, TICK_MS, UNADOPTED_MS, UNLISTENED};
 pub use desk::Desk;
+pub use judge::Judge;
 pub use memory::Fate;
 pub use op::{Op, Scope, What, generate};
 pub use oracle::Violation;

@@ -80,6 +80,14 @@ impl Oracle {
         Ok((channel, opener))
     }
 
+    /// A process of `side` has let go of everything, in good order.
+    pub(crate) fn detached(&mut self, side: Side) {
+        self.sides[side as usize] = Standing::default();
+        for channel in self.slots.iter_mut().filter_map(|slot| slot.channel.as_mut()) {
+            channel.held[side as usize] = false;
+        }
+    }
+
     /// A process of `side` runs, which may be one that ran before.
     pub(crate) fn started(&mut self, side: Side) {
         if !self.sides[side as usize].alive {
