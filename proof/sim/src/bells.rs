@@ -37,6 +37,8 @@ pub(crate) struct Wire {
     faulty: Cell<bool>,
     /// Whoever attaches or thaws rings whatever the peer's word says.
     unconditional: Cell<bool>,
+    rung: Cell<u64>,
+    is_trusted: Cell<bool>,
     /// The receiver's sleep word that was rung for.
     rung_for: Cell<u64>,
     region: Rc<HeapWords>,
@@ -54,6 +56,8 @@ impl Wire {
             again: Cell::default(),
             faulty: Cell::default(),
             unconditional: Cell::default(),
+            rung: Cell::default(),
+            is_trusted: Cell::new(true),
             rung_for: Cell::default(),
             region,
             sleep_at,
@@ -67,6 +71,12 @@ impl Wire {
             self.arrived.set(self.arrived.get() + self.late.take());
         }
         self.faulty.set(self.faulty.get() || way != Bells::Work);
+    }
+
+    /// A side writes rubbish: bells tell nothing any more.
+    pub(crate) fn distrust(&self) {
+        self.faulty.set(true);
+        self.is_trusted.set(false);
     }
 
     /// A bell that nobody rang.
@@ -97,8 +107,14 @@ impl Wire {
         self.complaint.take()
     }
 
+    /// Bells rung so far, whatever became of them.
+    pub(crate) fn rung(&self) -> u64 {
+        self.rung.get()
+    }
+
     fn ring(&self) -> Rung {
-        if !self.unconditional.get() {
+        self.rung.set(self.rung.get() + 1);
+        if self.is_trusted.get() && !self.unconditional.get() {
             self.check();
         }
         if self.arrived.get() + self.late.get() > 0 && self.way.get() != Bells::FindNobody {

@@ -181,6 +181,11 @@ impl Desk {
         self.held.len()
     }
 
+    /// The slot of a channel that is held.
+    pub(crate) fn slot(&self, channel: usize) -> Option<usize> {
+        self.held.get(channel).map(|held| held.slot)
+    }
+
     /// What waits and was not woken.
     pub fn waiting(&self) -> Vec<Plan> {
         let channels = self.held.iter().flat_map(|held| {

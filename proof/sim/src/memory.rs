@@ -119,6 +119,12 @@ impl Watch {
         self.record.borrow().clone()
     }
 
+    /// Loads and stores so far.
+    pub(crate) fn work(&self) -> u64 {
+        let record = self.record.borrow();
+        record.inputs.len() as u64 + record.stores
+    }
+
     /// Whether everything of the record has been played back.
     pub(crate) fn is_live(&self) -> bool {
         self.played.get() == self.script

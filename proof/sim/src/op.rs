@@ -29,6 +29,8 @@ pub enum What {
     Bells { to: Side, way: Bells },
     /// A bell that nobody rang.
     Spurious { to: Side },
+    /// A hostile guest writes a word.
+    Scribble { slot: u8, word: u16, value: u64 },
     /// All that is under way comes to rest.
     Quiet,
     /// A snapshot between two calls: by the frozen host's core, or every word as it is.
@@ -43,6 +45,7 @@ pub enum What {
 
 /// What may happen in a run at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a question of its own")]
 pub struct Scope {
     /// Slots that the host opens, and that the guest does.
     pub slots: [u32; 2],
@@ -52,6 +55,8 @@ pub struct Scope {
     pub deaths: bool,
     /// Whether there are snapshots.
     pub snapshots: bool,
+    /// Whether the guest is hostile. Then only the host dies.
+    pub hostile: bool,
     /// Number of operations.
     pub len: usize,
 }
@@ -59,6 +64,7 @@ pub struct Scope {
 impl Scope {
     /// A scope for a seed's run.
     pub fn draw(rng: &mut fastrand::Rng) -> Self {
+        let hostile = rng.u8(..6) == 0;
         let slots = match rng.u8(..8) {
             0..3 => [1, 0],
             3 => [0, 1],
@@ -70,7 +76,8 @@ impl Scope {
             slots,
             astray: rng.u8(..3) == 0,
             deaths: rng.u8(..2) == 0,
-            snapshots: rng.u8(..3) == 0,
+            snapshots: !hostile && rng.u8(..3) == 0,
+            hostile,
             len: rng.usize(40..260),
         }
     }
@@ -87,11 +94,14 @@ fn side(rng: &mut fastrand::Rng) -> Side {
 
 fn what(scope: &Scope, rng: &mut fastrand::Rng) -> What {
     let side = side(rng);
+    if scope.hostile && rng.u8(..30) == 0 {
+        return What::Scribble { slot: rng.u8(..), word: rng.u16(..), value: value(rng) };
+    }
     match rng.u8(..100) {
         0..8 if scope.deaths => {
             What::Attach { side, fate: if rng.u8(..4) == 0 { fate(scope, rng) } else { Fate::Lives } }
         }
-        8 if scope.deaths => What::Kill { side },
+        8 if scope.deaths => What::Kill { side: if scope.hostile { Side::Host } else { side } },
         9..12 if scope.astray => What::Bells { to: side, way: way(rng) },
         12 if scope.astray => What::Spurious { to: side },
         13..15 => What::Quiet,
@@ -100,7 +110,8 @@ fn what(scope: &Scope, rng: &mut fastrand::Rng) -> What {
         19 if scope.snapshots => What::RollBack { bundle: rng.u8(..), anew: rng.u8(..4) == 0 },
         20 if scope.snapshots => What::Drop,
         _ => {
-            let fate = if rng.u8(..8) == 0 { fate(scope, rng) } else { Fate::Lives };
+            let may_die = !scope.hostile || side == Side::Host;
+            let fate = if may_die && rng.u8(..8) == 0 { fate(scope, rng) } else { Fate::Lives };
             What::Call { side, call: call(side, rng), fate }
         }
     }
@@ -117,6 +128,18 @@ fn fate(scope: &Scope, rng: &mut fastrand::Rng) -> Fate {
         (true, _) => Fate::Dies(after),
         (_, true) => Fate::IsCopied(after),
         _ => Fate::Lives,
+    }
+}
+
+/// What a hostile guest writes: small, huge, anything, or almost right.
+fn value(rng: &mut fastrand::Rng) -> u64 {
+    match rng.u8(..6) {
+        0 => rng.u64(..64),
+        1 => rng.u64(..9000),
+        2 => u64::MAX - rng.u64(..9000),
+        3 => 1 << rng.u32(..64),
+        4 => rng.u64(..4) | u64::from(rng.u8(..16)) << 2 | rng.u64(..4) << 8 | u64::from(LISTENED[0]) << 32,
+        _ => rng.u64(..),
     }
 }
 

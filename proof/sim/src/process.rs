@@ -175,9 +175,13 @@ impl Process {
     }
 
     fn thaw(&mut self) {
+        let (lived, before) = (self.watch.is_live(), self.core.bell().out.rung());
         self.core.bell().out.set_unconditional(true);
         self.core.thaw();
         self.core.bell().out.set_unconditional(false);
+        if lived && self.core.bell().out.rung() == before {
+            self.complain("a thaw does not ring");
+        }
         self.is_kicked = true;
     }
 

@@ -105,6 +105,7 @@ impl Run {
             What::Attach { side, fate } => world.attach(side, fate)?,
             What::Bells { to, way } => world.set_bells(to, way),
             What::Spurious { to } => world.wire_to(to).ring_spuriously(),
+            What::Scribble { slot, word, value } => world.scribble(slot, word, value),
             What::Quiet => world.quiet()?,
             What::Snapshot { through_core } => {
                 world.check_memory()?;
@@ -217,7 +218,9 @@ impl Run {
             let number = channel as u8;
             self.call(at, side, Call::Shutdown { channel: number }, lives)?;
             let read = self.call(at, side, Call::Read { channel: number, max: 4096, peek: false }, lives)?;
-            if matches!(read, Some(Outcome::End | Outcome::Failed(_))) {
+            // A channel that a hostile guest spoilt may have no end.
+            let spoilt = self.worlds[at].is_held_spoilt(side, channel);
+            if spoilt || matches!(read, Some(Outcome::End | Outcome::Failed(_))) {
                 self.call(at, side, Call::Close { channel: number, reset: false }, lives)?;
             } else {
                 channel += 1;

@@ -202,7 +202,8 @@ impl<W: Words, B: Bell> Core<W, B> {
     fn give_up(&self, slot: usize, entry: &mut Entry, view: &View<'_, W>, corrupt: Corrupt) {
         tracing::warn!(channel = slot, %corrupt, "channel given up");
         entry.channel.give_up(view, corrupt);
-        entry.wake();
+        // No want of it is left: a driver that polls would find it ready for ever, and nothing to serve.
+        self.wake_waiters(slot, entry, view);
         self.active.clear(slot);
         self.events.lock().push(Event::Corrupt { channel: slot, why: corrupt });
         self.notify(view, Cause::State);

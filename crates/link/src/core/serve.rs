@@ -127,7 +127,7 @@ impl<W: Words, B: Bell> Core<W, B> {
         Ok(())
     }
 
-    fn wake_waiters(&self, slot: usize, entry: &mut Entry, view: &View<'_, W>) {
+    pub(super) fn wake_waiters(&self, slot: usize, entry: &mut Entry, view: &View<'_, W>) {
         self.waiting.clear(slot);
         for want in [Want::Data(0), Want::Space(0)] {
             self.slots[slot].watch.withdraw(view, want);

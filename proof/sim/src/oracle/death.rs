@@ -15,6 +15,9 @@ impl Oracle {
         let now = self.now;
         for at in 0..self.slots.len() {
             let slot = &mut self.slots[at];
+            if slot.spoilt {
+                continue;
+            }
             let kept = raw.kept_state(side, at).ok_or_else(|| Violation(format!("slot {at} keeps no state")))?;
             let opening = plan.map(|plan| &plan.action).filter(|_| slot.opener == side);
             if let Some(Action::Open { kind, port, expires }) = opening

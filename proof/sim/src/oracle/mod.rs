@@ -44,6 +44,8 @@ struct Slot {
     opener: Side,
     generation: u32,
     channel: Option<Channel>,
+    /// A hostile guest wrote rubbish there: whatever the host's process makes of it, it costs no other slot.
+    spoilt: bool,
 }
 
 /// What one timeline must see.
@@ -52,19 +54,46 @@ pub(crate) struct Oracle {
     sides: [Standing; 2],
     slots: Vec<Slot>,
     timeline: u128,
+    /// A hostile guest wrote rubbish into its link words.
+    is_link_spoilt: bool,
     /// Milliseconds.
     pub(crate) now: u64,
 }
 
 impl Oracle {
     pub(crate) fn new(openers: impl Iterator<Item = Side>, timeline: u128) -> Self {
-        let slots = openers.map(|opener| Slot { opener, generation: 0, channel: None }).collect();
-        Self { sides: Default::default(), slots, timeline, now: 0 }
+        let slots = openers.map(|opener| Slot { opener, generation: 0, channel: None, spoilt: false }).collect();
+        Self { sides: Default::default(), slots, timeline, is_link_spoilt: false, now: 0 }
     }
 
     /// From now on everything belongs to another timeline.
     pub(crate) fn branch(&mut self, timeline: u128) {
         self.timeline = timeline;
+    }
+
+    /// From now on the guest's words of a slot, or of the link, say anything.
+    pub(crate) fn spoil(&mut self, slot: Option<usize>) {
+        match slot {
+            Some(slot) => self.slots[slot].spoilt = true,
+            None => self.is_link_spoilt = true,
+        }
+    }
+
+    /// Whether a guest was ever hostile.
+    pub(crate) fn is_hostile(&self) -> bool {
+        self.is_link_spoilt || self.slots.iter().any(|slot| slot.spoilt)
+    }
+
+    pub(crate) fn is_spoilt(&self, slot: usize) -> bool {
+        self.slots[slot].spoilt
+    }
+
+    fn is_about_spoilt(&self, plan: &Plan, outcome: &Outcome) -> bool {
+        let about = match outcome {
+            Outcome::Opened(slot, _) | Outcome::Accepted(slot, ..) => Some(*slot),
+            _ => plan.on.map(|(slot, ..)| slot),
+        };
+        about.is_some_and(|slot| self.slots[slot].spoilt)
     }
 
     pub(crate) fn is_frozen(&self, side: Side) -> bool {
@@ -110,6 +139,9 @@ impl Oracle {
     /// Judges what an attempt came to.
     pub(crate) fn judge(&mut self, side: Side, plan: &Plan, outcome: &Outcome) -> Judged {
         let frozen = self.is_frozen(side);
+        if self.is_about_spoilt(plan, outcome) {
+            return Ok(());
+        }
         match (&plan.action, outcome) {
             (Action::Open { kind, port, expires }, Outcome::Opened(slot, generation)) => {
                 self.opened(side, (*slot, *generation), *kind, *port, *expires)
@@ -140,6 +172,9 @@ impl Oracle {
                 Ok(())
             }
             (_, Outcome::TookOn(identity)) => {
+                if self.is_link_spoilt {
+                    return Ok(());
+                }
                 let whole = identity.entropy == [identity.seq as u8; 64] && identity.clock_ns == identity.seq;
                 ensure!(whole && identity.seq > 0, "a torn identity: {identity:?}");
                 ensure!(identity.epoch == self.timeline, "the identity of another timeline: {identity:?}");
@@ -187,12 +222,13 @@ impl Oracle {
         let mut expected = Vec::new();
         for (at, slot) in self.slots.iter_mut().enumerate() {
             let Some(channel) = &mut slot.channel else { continue };
-            if channel.is_live(side) && !channel.held[side as usize] {
+            if !slot.spoilt && channel.is_live(side) && !channel.held[side as usize] {
                 channel.held[side as usize] = true;
                 channel.due[side as usize] = None;
                 expected.push((at, slot.generation, channel.kind));
             }
         }
+        let list: Vec<_> = list.iter().copied().filter(|(slot, ..)| !self.slots[*slot].spoilt).collect();
         ensure!(list == expected, "there are {list:?} to adopt, and {expected:?} survived");
         Ok(())
     }
@@ -222,7 +258,7 @@ impl Oracle {
 
     /// Holds what a side keeps against what it did: it may be killed right now.
     pub(crate) fn check_kept(&self, side: Side, raw: &Raw<'_>) -> Judged {
-        for (at, slot) in self.slots.iter().enumerate() {
+        for (at, slot) in self.slots.iter().enumerate().filter(|(_, slot)| !slot.spoilt) {
             let Some(kept) = raw.kept_state(side, at) else {
                 return Err(Violation(format!("slot {at} of {side:?} keeps no state")));
             };
@@ -265,7 +301,7 @@ impl Oracle {
         let stuck = |why: &str| Err(Violation(format!("{side:?} waits for ever: {plan:?}: {why}")));
         match &plan.action {
             Action::Open { .. } => {
-                for slot in self.slots.iter().filter(|slot| slot.opener == side) {
+                for slot in self.slots.iter().filter(|slot| slot.opener == side && !slot.spoilt) {
                     if slot.channel.as_ref().is_none_or(|channel| channel.check_finished(side).is_ok()) {
                         return stuck("there is a free slot");
                     }
@@ -273,13 +309,15 @@ impl Oracle {
                 Ok(())
             }
             Action::Accept { port } => {
-                for slot in self.slots.iter().filter(|slot| slot.opener != side) {
+                for slot in self.slots.iter().filter(|slot| slot.opener != side && !slot.spoilt) {
                     if slot.channel.as_ref().is_some_and(|channel| channel.awaits(side, *port)) {
                         return stuck("there is an open");
                     }
                 }
                 Ok(())
             }
+            Action::Control if self.is_link_spoilt => Ok(()),
+            _ if plan.on.is_some_and(|(slot, ..)| self.slots[slot].spoilt) => Ok(()),
             Action::Control => {
                 let words = |word| (raw.link(Side::Host, word), raw.link(Side::Guest, word));
                 let ((given, taken_on), (asked, followed)) = (words(LinkWord::Identity), words(LinkWord::Quiesce));
@@ -301,7 +339,8 @@ impl Oracle {
 
     /// Whether every use has ended on both sides.
     pub(crate) fn is_over(&self) -> bool {
-        let mut channels = self.slots.iter().filter_map(|slot| Some((slot.opener, slot.channel.as_ref()?)));
+        let honest = self.slots.iter().filter(|slot| !slot.spoilt);
+        let mut channels = honest.filter_map(|slot| Some((slot.opener, slot.channel.as_ref()?)));
         channels.all(|(opener, channel)| channel.check_finished(opener).is_ok())
     }
 }

@@ -8,9 +8,11 @@ use std::time::Instant;
 
 use throughline::{Geometry, Side};
 use throughline_ring::{Layout, LinkWord, RecordWord};
+use throughline_shmem::Words;
+use throughline_shmem::sync::Ordering::Relaxed;
 
 use crate::bells::{Bells, Wire};
-use crate::call::{Call, End, Outcome, Plan};
+use crate::call::{Call, End, Outcome, Plan, RING};
 use crate::memory::{Fate, Memories, Record, Watch, survives};
 use crate::oracle::{Judged, Oracle, Orphans, Violation, check_memory, ensure, find_orphans};
 use crate::process::{Process, Start};
@@ -18,6 +20,11 @@ use crate::raw::Raw;
 
 pub(crate) use bundle::Bundle;
 
+/// Words of a record that the other side looks at.
+const WORDS: [RecordWord; 5] =
+    [RecordWord::State, RecordWord::Produced, RecordWord::Freed, RecordWord::WantData, RecordWord::WantSpace];
+/// Words that one call may load and store: a few rings, whatever the peer says.
+const MOST_WORK: u64 = 6 * RING / 8 + 2000;
 pub(crate) const SIDES: [Side; 2] = [Side::Host, Side::Guest];
 /// Rounds after which two honest sides that have nothing more to do are quiet.
 const MOST_ROUNDS: usize = 40;
@@ -177,10 +184,13 @@ impl World {
             life.calls.push(call);
         }
         process.watch().set_fate(fate);
+        let work = process.watch().work();
         let outcome = survives(|| process.perform(&plan));
         process.watch().set_fate(Fate::Lives);
         let image = process.watch().take_image();
         let complaint = process.take_complaint();
+        let work = process.watch().work() - work;
+        ensure!(work <= MOST_WORK, "{side:?}: {call:?} made {work} loads and stores");
         self.note(|| {
             format!("{side:?} {} ({fate:?}): {}", brief(&plan), outcome.as_ref().map_or("dies".into(), short))
         });
@@ -234,6 +244,32 @@ impl World {
         self.wires[to as usize].set_way(way);
     }
 
+    /// A hostile guest writes a word: of a slot's record or rings, of the host's record of it, or of its own
+    /// link words.
+    pub(crate) fn scribble(&mut self, slot: u8, word: u16, value: u64) {
+        let layout = &self.shape.layout;
+        let slots = layout.slots().len();
+        let slot = usize::from(slot) % (slots + 1);
+        let word = usize::from(word);
+        let at = if slot == slots {
+            let words = [LinkWord::Sleep, LinkWord::Identity, LinkWord::Quiesce, LinkWord::Agent];
+            layout.link_word(Side::Guest, words[word % words.len()])
+        } else {
+            match word % 8 {
+                0..5 => layout.record(Side::Guest, slot) + WORDS[word / 8 % WORDS.len()] as usize,
+                5 => layout.record(Side::Host, slot) + WORDS[word / 8 % WORDS.len()] as usize,
+                6 => layout.slots()[slot].ring_at(Side::Host) + word % (RING as usize / 8),
+                _ => layout.slots()[slot].ring_at(Side::Guest) + word % (RING as usize / 8),
+            }
+        };
+        self.oracle.spoil((slot < slots).then_some(slot));
+        for wire in &self.wires {
+            wire.distrust();
+        }
+        self.note(|| format!("the guest writes {value:#x} at {at}, slot {slot} of {slots}"));
+        self.memories.region.store(at, value, Relaxed);
+    }
+
     /// Checks the whole memory.
     pub(crate) fn check_memory(&self) -> Judged {
         let raw = Raw { memories: &self.memories, layout: &self.shape.layout };
@@ -276,11 +312,17 @@ impl World {
         Ok(())
     }
 
+    /// Whether a channel that a process holds is one that a hostile guest spoilt.
+    pub(crate) fn is_held_spoilt(&self, side: Side, channel: usize) -> bool {
+        let slot = self.process(side).and_then(|process| process.desk().slot(channel));
+        slot.is_some_and(|slot| self.oracle.is_spoilt(slot))
+    }
+
     /// Whether every slot is free, and all that was sent has been freed.
     pub(crate) fn is_settled(&self) -> bool {
         let raw = Raw { memories: &self.memories, layout: &self.shape.layout };
         let word = |side, slot, word| raw.shown(side, slot, word);
-        (0..self.shape.layout.slots().len()).all(|slot| {
+        (0..self.shape.layout.slots().len()).filter(|slot| !self.oracle.is_spoilt(*slot)).all(|slot| {
             let states = SIDES.map(|side| word(side, slot, RecordWord::State));
             let empty =
                 |from: Side| word(from, slot, RecordWord::Produced) == word(from.peer(), slot, RecordWord::Freed);

@@ -255,3 +255,18 @@ fn a_channel_that_is_over_keeps_nothing_of_its_last_word() {
     while host.serve() + guest.serve() > 0 {}
     assert_eq!(tails(), [0, 0]);
 }
+
+#[test]
+fn a_channel_that_was_given_up_in_an_attempt_leaves_nothing_ready() {
+    let (world, host, guest) = two_ports();
+    let this = host.try_open(&options(Kind::Message, PORT)).unwrap();
+    guest.serve();
+    accepted(&guest, PORT).unwrap();
+    while host.serve() > 0 {}
+    assert!(host.poll_recv(this, Take::Consume, Some(&mut context()), &mut Vec::new()).is_pending());
+    world.region.store(world.layout.record(Side::Guest, this.slot), u64::MAX, SeqCst);
+    let sent = host.poll_send(this, Publish::Now, None, b"x");
+    assert!(matches!(sent, Poll::Ready(Err(Error::Corrupt(_)))));
+    while host.serve() > 0 {}
+    assert!(!host.is_ready(), "a driver that polls would never sleep again");
+}
