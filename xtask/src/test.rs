@@ -23,9 +23,12 @@ const MUTANTS: usize = 3;
 /// A watchdog for the documentation's examples, building them included.
 const DOC_DEADLINE: &str = "900";
 
-/// How models are built.
-pub const MODEL_ENVIRONMENT: [(&str, &str); 4] = [
-    ("RUSTFLAGS", "--cfg loom"),
+/// Model checkers that replace the atomics and locks everywhere, so that their tests are built apart: those in
+/// `crates/*/tests/<checker>_*.rs`, with the flag `--cfg <checker>`.
+const CHECKERS: [&str; 2] = ["loom", "shuttle"];
+
+/// How models are built, besides the checker's flag.
+pub const MODEL_ENVIRONMENT: [(&str, &str); 3] = [
     // Optimised, or the models take for ever; checked all the same, and without the slow link.
     ("CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS", "true"),
     ("CARGO_PROFILE_RELEASE_OVERFLOW_CHECKS", "true"),
@@ -41,14 +44,14 @@ pub fn run(root: &Path) -> Result<bool> {
     report.add([Outcome::check("tidy", tidy::check(root)?)]);
 
     let tests = everything(root);
-    let loom = loom(root)?;
+    let models = models(root)?;
     step("building the tests");
     tests.build()?;
-    loom.as_ref().map_or(Ok(()), Runner::build)?;
+    models.iter().try_for_each(Runner::build)?;
 
     let surroundings = Surroundings::create(&root.join("target/xtask"))?;
     let watch = Watch::begin(surroundings.watched())?;
-    report.add(run_all(root, &tests, loom.as_ref(), &surroundings)?);
+    report.add(run_all(root, &tests, &models, &surroundings)?);
     step("making mistakes on purpose");
     let few = mutants::todays(&mutants::read(root)?, MUTANTS);
     report.add([Outcome::check("mutants", mutants::survivors(root, &few)?)]);
@@ -66,12 +69,12 @@ pub fn run(root: &Path) -> Result<bool> {
     Ok(report.all_passed())
 }
 
-fn run_all(root: &Path, tests: &Runner, loom: Option<&Runner>, surroundings: &Surroundings) -> Result<Vec<Outcome>> {
+fn run_all(root: &Path, tests: &Runner, models: &[Runner], surroundings: &Surroundings) -> Result<Vec<Outcome>> {
     step("running the tests");
     let mut outcomes = tests.run(&surroundings.variables())?;
-    if let Some(loom) = loom {
-        step("running the models under loom");
-        outcomes.extend(loom.run(&surroundings.variables())?);
+    for models in models {
+        step(&format!("running the {}", models.name));
+        outcomes.extend(models.run(&surroundings.variables())?);
     }
     step("running the documentation's examples");
     outcomes.extend(documentation(root, surroundings)?);
@@ -106,36 +109,47 @@ fn everything(root: &Path) -> Runner {
     }
 }
 
-/// The models in `crates/*/tests/loom_*.rs`: built apart, because loom replaces the atomics everywhere.
-pub fn loom(root: &Path) -> Result<Option<Runner>> {
-    if !has_models(root)? {
-        return Ok(None);
+/// The models of every checker that has some.
+pub fn models(root: &Path) -> Result<Vec<Runner>> {
+    let mut runners = Vec::new();
+    for checker in CHECKERS {
+        // Cargo takes a pattern that fits no test for a mistake, so they are looked for first.
+        if has_models(root, checker)? {
+            runners.push(models_of(root, checker));
+        }
     }
-    Ok(Some(Runner {
-        name: "models",
-        profile: nextest::PROFILE,
-        root: root.to_path_buf(),
-        target: Some(root.join("target/loom")),
-        selection: ["--workspace", "--release", "--test", "loom_*"].map(str::to_owned).to_vec(),
-        environment: MODEL_ENVIRONMENT.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec(),
-    }))
+    Ok(runners)
 }
 
-/// Cargo takes a pattern that fits no test for a mistake, so they are looked for first.
-fn has_models(root: &Path) -> Result<bool> {
+fn models_of(root: &Path, checker: &'static str) -> Runner {
+    let owned = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
+    let flags = ("RUSTFLAGS".to_owned(), format!("--cfg {checker}"));
+    let tests = format!("{checker}_*");
+    Runner {
+        name: if checker == "loom" { "models under loom" } else { "models under shuttle" },
+        profile: nextest::PROFILE,
+        root: root.to_path_buf(),
+        target: Some(root.join("target").join(checker)),
+        selection: ["--workspace", "--release", "--test", &tests].map(str::to_owned).to_vec(),
+        environment: MODEL_ENVIRONMENT.map(owned).into_iter().chain([flags]).collect(),
+    }
+}
+
+fn has_models(root: &Path, checker: &str) -> Result<bool> {
     for package in std::fs::read_dir(root.join("crates")).context("cannot list the crates")? {
         let Ok(tests) = std::fs::read_dir(package?.path().join("tests")) else {
             continue;
         };
-        if tests.flatten().any(|test| is_model(&test.file_name().to_string_lossy())) {
+        if tests.flatten().any(|test| is_model(&test.file_name().to_string_lossy(), checker)) {
             return Ok(true);
         }
     }
     Ok(false)
 }
 
-fn is_model(file: &str) -> bool {
-    file.starts_with("loom_") && Path::new(file).extension().is_some_and(|extension| extension == "rs")
+fn is_model(file: &str, checker: &str) -> bool {
+    let name = file.strip_suffix(".rs").and_then(|name| name.strip_prefix(checker));
+    name.is_some_and(|name| name.starts_with('_'))
 }
 
 fn documentation(root: &Path, surroundings: &Surroundings) -> Result<Vec<Outcome>> {
@@ -187,13 +201,15 @@ mod tests {
     #[test]
     fn models_are_found_by_their_files_name() {
         let root = tempfile::tempdir().expect("a folder");
-        assert!(has_models(root.path()).is_err());
+        assert!(models(root.path()).is_err());
         let tests = root.path().join("crates/ring/tests");
         std::fs::create_dir_all(&tests).expect("a folder");
         std::fs::write(tests.join("bloom_x.rs"), "").expect("a file");
-        assert!(loom(root.path()).expect("an answer").is_none());
+        assert!(models(root.path()).expect("an answer").is_empty());
         std::fs::write(tests.join("loom_sleep.rs"), "").expect("a file");
-        assert!(loom(root.path()).expect("an answer").is_some());
+        assert_eq!(models(root.path()).expect("an answer").len(), 1);
+        std::fs::write(tests.join("shuttle_links.rs"), "").expect("a file");
+        assert_eq!(models(root.path()).expect("an answer").len(), 2);
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! What a link counts.
 
+// Not of the models: nothing depends on a counter.
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use crate::core::Rung;
-use crate::sync::{AtomicU64, Ordering};
 
 /// Totals since the attach.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

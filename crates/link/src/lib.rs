@@ -50,71 +50,69 @@
 //! # }
 //! ```
 
-#![cfg_attr(loom, expect(dead_code, reason = "models call a part of the core"))]
+#![cfg_attr(any(loom, shuttle), expect(dead_code, reason = "models call a part of the core"))]
 
-// The model checker gets the core alone: it knows neither the system nor tokio.
-#[cfg(not(loom))]
+// The model checkers get the core alone: they know neither the system nor tokio.
+#[cfg(not(any(loom, shuttle)))]
 mod backing;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 mod connect;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 mod control;
 pub mod core;
 mod counters;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 mod doorbell;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 mod driver;
 mod error;
 mod event;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 mod handle;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 mod lease;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 mod link;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 mod listener;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 mod messages;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 mod region;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 mod sidecar;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 mod spin;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 mod storm;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 mod stream;
 mod sync;
 
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub use backing::{BackingError, FileId};
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub use connect::Connect;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub use control::{Request, Unanswered};
-#[cfg(loom)]
-pub use core::models;
 pub use core::{AttachCoreError, Carried, ChannelId, ChannelInfo, OnFork, Rung};
 pub use counters::Counters;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub use doorbell::{Doorbell, Drained};
 pub use error::{AdoptError, Error};
 pub use event::Event;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub use lease::{Holder, Lease};
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub use link::{AttachError, Channel, Link, LinkBuilder};
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub use listener::Listener;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub use messages::{MessageReceiver, MessageSender, Messages, TryRecv};
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub use region::{GuestLeaseError, Region, RegionError};
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub use sidecar::{Origin, Sidecar, SidecarError, SidecarFault, Timeline};
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub use stream::{Stream, StreamReader, StreamWriter};
 pub use throughline_ring::{Class, Corrupt, Geometry, Identity, Kind, Side};

@@ -1,11 +1,13 @@
-//! The seam between the shipped locks and the model checker's.
+//! The seam between the shipped locks and the model checkers'.
 
 #[cfg(loom)]
 use loom::sync as imp;
-#[cfg(not(loom))]
+#[cfg(shuttle)]
+use shuttle::sync as imp;
+#[cfg(not(any(loom, shuttle)))]
 use std::sync as imp;
 
-pub(crate) use throughline_shmem::sync::{AtomicU64, Ordering};
+pub(crate) use throughline_shmem::sync::{AtomicBool, AtomicU64, Ordering};
 
 /// A lock whose data stays usable after a panic of a holder: every state of it is valid, because a
 /// successor process has to cope with each of them anyway.

@@ -3,10 +3,10 @@
 //! Run with `RUSTFLAGS="--cfg loom" cargo test -p throughline-ring --release --test loom_sleep`.
 #![cfg(loom)]
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use loom::thread;
+use throughline_modelled::{Modelled, explore};
 use throughline_ring::{
     Cause, Class, Consumer, Geometry, Layout, Ledger, LinkWord, NEVER, Producer, RecordWord, Ringer, Side, Sleeper,
     View, register,
@@ -15,35 +15,6 @@ use throughline_shmem::Words;
 use throughline_shmem::sync::{AtomicU64, Ordering, fence};
 
 const RING: u64 = 4096;
-
-/// Words of which only those that threads share at the same time are modelled: a region has too many.
-struct Modelled {
-    shared: HashMap<usize, AtomicU64>,
-    rest: Mutex<HashMap<usize, u64>>,
-    len: usize,
-}
-
-impl Words for Modelled {
-    fn len(&self) -> usize {
-        self.len
-    }
-
-    fn load(&self, at: usize, order: Ordering) -> u64 {
-        match self.shared.get(&at) {
-            Some(word) => word.load(order),
-            None => self.rest.lock().unwrap().get(&at).copied().unwrap_or(0),
-        }
-    }
-
-    fn store(&self, at: usize, value: u64, order: Ordering) {
-        match self.shared.get(&at) {
-            Some(word) => word.store(value, order),
-            None => {
-                self.rest.lock().unwrap().insert(at, value);
-            }
-        }
-    }
-}
 
 struct Model {
     layout: Layout,
@@ -63,8 +34,9 @@ impl Model {
             sides.into_iter().flat_map(|side| cursors.map(|word| record(side, word)).into_iter().chain([link(side)]));
         let ring = layout.slots()[0].ring_at(Side::Guest);
         let data = ring_words.iter().map(|position| ring + (position % RING) as usize / 8);
-        let shared = control.chain(data).map(|at| (at, AtomicU64::new(0))).collect();
-        let words = Arc::new(Modelled { shared, rest: Mutex::default(), len: layout.region_words() });
+        // Nothing touches the region beyond its only slot.
+        let count = layout.control_words() + 2 * RING as usize / 8;
+        let words = Arc::new(Modelled::new(count, control.chain(data)));
         for side in sides {
             for word in [RecordWord::Produced, RecordWord::Freed, RecordWord::Taken] {
                 words.store(record(side, word), begin, Ordering::Relaxed);
@@ -79,14 +51,6 @@ impl Model {
     fn view(&self, side: Side) -> View<'_, Arc<Modelled>> {
         View::new(&self.ledger, &self.layout, side, 0)
     }
-}
-
-/// Each side attaches before the threads begin: of a thread that loads a word and then stores to it, loom
-/// does not try the store before another thread's load.
-fn check(model: impl Fn() + Sync + Send + 'static) {
-    let mut builder = loom::model::Builder::new();
-    builder.max_branches = 10_000;
-    builder.check(model);
 }
 
 /// What the host's driver knows of its tasks, as the link keeps it.
@@ -105,7 +69,7 @@ impl Watch {
 /// publishes, and rings if it must. Whatever the order, somebody finds the bytes.
 #[test]
 fn no_wake_up_is_lost_between_a_task_its_driver_and_the_peer() {
-    check(|| {
+    explore("a task, its driver and the peer", None, || {
         let model = Model::new(0, &[0, 8]);
         let watch = Arc::new(Watch { want: AtomicU64::new(NEVER) });
         let sleeper = Sleeper::attach(&model.ledger, model.layout.link_word(Side::Host, LinkWord::Sleep), 6);
@@ -147,7 +111,7 @@ fn no_wake_up_is_lost_between_a_task_its_driver_and_the_peer() {
 /// The same for space: the task waits for room, the peer reads and frees.
 #[test]
 fn no_wake_up_is_lost_for_space() {
-    check(|| {
+    explore("a task, its driver and space", None, || {
         let model = Model::new(0, &[0, 8]);
         // The guest's ring is full of one message, which the host reads.
         let mut producer = {
@@ -196,7 +160,7 @@ fn no_wake_up_is_lost_for_space() {
 /// Two tasks of one side publish while the peer sleeps: it is rung for once.
 #[test]
 fn two_tasks_ring_once_for_one_sleep() {
-    check(|| {
+    explore("two tasks and one sleep", None, || {
         let model = Model::new(0, &[]);
         let mut sleeper = Sleeper::attach(&model.ledger, model.layout.link_word(Side::Host, LinkWord::Sleep), 2);
         sleeper.fall_asleep(&model.ledger);
@@ -214,7 +178,7 @@ fn two_tasks_ring_once_for_one_sleep() {
 #[test]
 fn what_is_published_is_whole_across_the_rings_end() {
     const BEGIN: u64 = 3 * RING - 8;
-    check(|| {
+    explore("a message across the ring's end", None, || {
         let model = Model::new(BEGIN, &[BEGIN, BEGIN + 8, BEGIN + 16]);
         let view = model.view(Side::Guest);
         let mut producer = Producer::attach(&view);
@@ -243,7 +207,7 @@ fn what_is_published_is_whole_across_the_rings_end() {
 /// Space that was freed is scrubbed: what the producer writes there next is not zeroed under it.
 #[test]
 fn what_is_written_into_freed_space_is_not_scrubbed() {
-    check(|| {
+    explore("scrubbed space that is written again", None, || {
         let model = Model::new(0, &[0, 8]);
         let old: Vec<u8> = (0..RING).map(|at| at as u8 | 1).collect();
         let view = model.view(Side::Guest);

@@ -1,6 +1,12 @@
-//! The one seam between the shipped atomics and the model checker's.
+//! The one seam between the shipped atomics and the model checkers'.
+//!
+//! Loom explores what the memory model allows, for few threads. Shuttle tries schedules of whole links, in which
+//! every access is sequentially consistent and its fence does nothing: it finds wrong orders of steps, never a
+//! missing fence.
 
-#[cfg(not(loom))]
-pub use core::sync::atomic::{AtomicU64, Ordering, fence};
+#[cfg(not(any(loom, shuttle)))]
+pub use core::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 #[cfg(loom)]
-pub use loom::sync::atomic::{AtomicU64, Ordering, fence};
+pub use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+#[cfg(shuttle)]
+pub use shuttle::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};

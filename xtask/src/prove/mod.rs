@@ -96,7 +96,7 @@ fn runners(root: &Path) -> Result<Vec<Runner>> {
         selection: selection.map(str::to_owned).to_vec(),
         environment: Vec::new(),
     };
-    let models = test::loom(root)?.into_iter().map(|runner| Runner { profile: PROFILE, ..runner });
+    let models = test::models(root)?.into_iter().map(|runner| Runner { profile: PROFILE, ..runner });
     Ok(std::iter::once(proofs).chain(models).collect())
 }
 

@@ -32,9 +32,8 @@ pub struct Mutant {
     replace: String,
     /// The end of the id of the test that must fail.
     pub test: String,
-    /// Whether that test runs under the model checker.
-    #[serde(default)]
-    models: bool,
+    /// The model checker under which that test runs, if it does.
+    models: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -104,13 +103,14 @@ pub fn survivors(root: &Path, mutants: &[Mutant]) -> Result<Vec<String>> {
 fn verdict(root: &Path, copy: &Path, mutant: &Mutant) -> Result<bool> {
     let mut command = cargo(copy);
     // Shared with the tests: what does not depend on the tree is built already.
-    let target = root.join(if mutant.models { "target/loom" } else { "target" });
+    let target = root.join("target").join(mutant.models.as_deref().unwrap_or_default());
     command.args(["nextest", "run", "--workspace", "--profile", PROFILE, "--target-dir"]).arg(target);
     for package in ["xtask", "throughline-sandbox", "throughline-agent"] {
         command.args(["--exclude", package]);
     }
-    if mutant.models {
-        command.args(["--release", "--test", "loom_*"]).envs(crate::test::MODEL_ENVIRONMENT);
+    if let Some(checker) = &mutant.models {
+        command.args(["--release", "--test", &format!("{checker}_*")]).envs(crate::test::MODEL_ENVIRONMENT);
+        command.env("RUSTFLAGS", format!("--cfg {checker}"));
     }
     command.args(["-E", &format!("test(/(^|::){}$/)", mutant.test)]);
     let output = command.stdout(Stdio::piped()).stderr(Stdio::piped()).output().context("cannot start cargo")?;

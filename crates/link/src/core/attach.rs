@@ -1,7 +1,6 @@
 //! Taking over what a predecessor kept.
 
 use std::collections::HashMap;
-use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use throughline_ring::{
@@ -16,7 +15,7 @@ use super::watch::{Bitmap, Watch};
 use super::{Bell, Core, Entry, Slot};
 use crate::counters::Counting;
 use crate::event::{Event, EventQueue};
-use crate::sync::Mutex;
+use crate::sync::{AtomicBool, Mutex};
 
 /// What an attach needs besides the memory.
 #[derive(Clone, Debug)]

@@ -61,7 +61,9 @@ impl<W: Words, B: Bell> Core<W, B> {
         let view = self.view(slot);
         let mut entry = self.slots[slot].entry.lock();
         let mine = entry.channel.mine;
-        if mine.phase != Phase::Live && entry.channel.corrupt.is_none() {
+        // One that waits for the thaw to be closed is closed to its owner.
+        let open = mine.phase == Phase::Live && entry.closing.is_none();
+        if !open && entry.channel.corrupt.is_none() {
             return None;
         }
         // What a corrupt peer says is left out, not repaired.

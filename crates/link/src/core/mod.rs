@@ -13,8 +13,6 @@ mod control;
 mod copy;
 mod freeze;
 mod list;
-#[cfg(loom)]
-pub mod models;
 mod open;
 mod serve;
 #[cfg(test)]
@@ -23,7 +21,6 @@ mod transfer;
 mod watch;
 
 use std::collections::HashMap;
-use std::sync::atomic::AtomicBool;
 use std::task::Waker;
 
 use throughline_ring::{Cause, Corrupt, Generation, Layout, Ledger, Phase, Ringer, Side, Sleeper, State, View};
@@ -33,16 +30,13 @@ pub use attach::AttachCoreError;
 pub use attach::AttachOptions;
 pub use copy::Carried;
 pub use list::{ChannelId, ChannelInfo};
-#[cfg(not(loom))]
-pub use open::LABEL_BYTES;
-pub use open::OnFork;
-pub use open::{OpenOptions, Policy};
+pub use open::{LABEL_BYTES, OnFork, OpenOptions, Policy};
 pub use transfer::{Publish, Take};
 
 use crate::counters::Counting;
 use crate::error::Error;
 use crate::event::{Event, EventQueue};
-use crate::sync::Mutex;
+use crate::sync::{AtomicBool, Mutex, Ordering};
 use channel::Channel;
 use open::Backlog;
 use watch::{Bitmap, Watch};
@@ -171,8 +165,9 @@ impl<W: Words, B: Bell> Core<W, B> {
         View::new(&self.ledger, &self.layout, self.side, slot)
     }
 
+    /// Relaxed: who must not miss a freeze or a thaw asks under a lock that each of them takes after its store.
     fn is_frozen(&self) -> bool {
-        self.frozen.load(std::sync::atomic::Ordering::SeqCst)
+        self.frozen.load(Ordering::Relaxed)
     }
 
     /// After a publishing store: rings if the peer sleeps and wants it.
