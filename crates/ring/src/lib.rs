@@ -48,6 +48,8 @@ extern crate alloc;
 mod consumer;
 mod corrupt;
 mod cursor;
+#[cfg(all(test, not(loom)))]
+mod exhaustive;
 mod frame;
 mod geometry;
 mod header;

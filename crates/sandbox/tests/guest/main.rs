@@ -12,6 +12,7 @@ mod identity;
 mod in_flight;
 mod numbered;
 mod quiet;
+mod secrets;
 mod space;
 mod support;
 mod unquiesced;

@@ -151,7 +151,7 @@ fn what_was_peeked_at_can_be_committed_in_pieces() {
 #[test]
 fn a_full_file_system_refuses_an_open_and_loses_nothing() {
     let mut world = World::with(2);
-    let _ = world.inspect();
+    let _ = world.inspect(Side::Host);
     let (host, guest) = (world.living(Side::Host), world.living(Side::Guest));
     let old = host.try_open(&options(Kind::Message, PORT)).unwrap();
     guest.serve();
@@ -207,7 +207,7 @@ fn a_scrub_that_a_successor_finishes_has_memory() {
     let mut world = World::new();
     let taken = world.layout.record(Side::Host, 1) + RecordWord::Taken as usize;
     throughline_shmem::Words::store(&*world.sidecar, taken, 64, SeqCst);
-    let _ = world.inspect();
+    let _ = world.inspect(Side::Host);
     let _host = world.living(Side::Host);
     assert_eq!(world.word(world.layout.record(Side::Host, 1) + RecordWord::Freed as usize), 64);
 }

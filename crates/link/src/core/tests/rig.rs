@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex};
 
 use throughline_ring::{Class, Geometry, Layout, Ledger, LinkWord, RecordWord, Side};
@@ -72,43 +72,80 @@ pub(super) fn survives<T>(operation: impl FnOnce() -> T) -> Option<T> {
         .ok()
 }
 
-/// Watches what a host loads from the region during one operation.
+/// Watches what a side loads from the region during one operation.
+///
+/// A task that registers a want, and a driver that shows that it sleeps, look again: that is an operation of its own.
 #[derive(Debug)]
 pub(super) struct Inspector {
+    side: Side,
     /// Loads of each word.
     loads: Vec<AtomicU64>,
     /// Whether the memory behind each word was made to exist.
     exists: Vec<AtomicU64>,
-    /// Words that a host has for itself: its pages, and the rings that it writes.
+    /// Words that a side never looks at: its pages (a guest's, which has no sidecar, it may), and the rings that
+    /// it writes.
     own: Vec<Range<usize>>,
-    /// Words whose second look is an operation of its own: the peer's states.
+    /// Words whose second look is an operation of its own: the peer's states, before and after a copy; its link
+    /// words, before and after a task registers, and before and after an identity.
     twice: Vec<usize>,
     /// Words that only decide on a bell, after each publishing store: sleep and wants.
     often: Vec<usize>,
+    /// My sleep word.
+    sleep: usize,
+    /// My wants, with what is looked at again for each: the peer's record and its ring.
+    wants: Vec<(usize, [Range<usize>; 2])>,
+    /// First word and number of words of the side's pages.
+    own_pages: (usize, usize),
+    /// Whether a snapshot is being copied: it passes on what it does not judge.
+    copies: AtomicBool,
 }
 
+const WANTS: [RecordWord; 2] = [RecordWord::WantData, RecordWord::WantSpace];
+
 impl Inspector {
-    fn new(layout: &Layout, words: usize) -> Self {
-        let (first, count) = layout.side_pages(Side::Host);
-        let rings = layout.slots().iter().map(|slot| slot.ring_at(Side::Host)..slot.ring_at(Side::Guest));
-        let states = (0..layout.slots().len()).map(|slot| layout.record(Side::Guest, slot));
-        let wants = [RecordWord::WantData, RecordWord::WantSpace];
-        let often = (0..layout.slots().len())
-            .flat_map(|slot| wants.map(|want| layout.record(Side::Guest, slot) + want as usize))
-            .chain([layout.link_word(Side::Guest, LinkWord::Sleep)]);
+    fn new(layout: &Layout, words: usize, side: Side) -> Self {
+        let (peer, slots) = (side.peer(), 0..layout.slots().len());
+        let (first, count) = layout.side_pages(side);
+        let ring = |slot: usize, from| {
+            let at = layout.slots()[slot].ring_at(from);
+            at..at + layout.slots()[slot].ring_bytes as usize / 8
+        };
+        let record = |slot| layout.record(peer, slot)..layout.record(peer, slot) + 64;
+        let want = |side, slot| WANTS.map(|want| layout.record(side, slot) + want as usize);
+        let again = |slot| want(side, slot).map(|at| (at, [record(slot), ring(slot, peer)]));
+        let link = [LinkWord::Identity, LinkWord::Quiesce, LinkWord::Agent].map(|word| layout.link_word(peer, word));
         let exists = |word| AtomicU64::new(u64::from(word < layout.control_words()));
         Self {
+            side,
             exists: (0..words).map(exists).collect(),
             loads: (0..words).map(|_| AtomicU64::new(0)).collect(),
-            own: rings.chain(std::iter::once(first..first + count)).collect(),
-            twice: states.collect(),
-            often: often.collect(),
+            own: slots
+                .clone()
+                .map(|slot| ring(slot, side))
+                .chain((side == Side::Host).then_some(first..first + count))
+                .collect(),
+            twice: slots.clone().map(|slot| layout.record(peer, slot)).chain(link).collect(),
+            often: slots
+                .clone()
+                .flat_map(|slot| want(peer, slot))
+                .chain([layout.link_word(peer, LinkWord::Sleep)])
+                .collect(),
+            sleep: layout.link_word(side, LinkWord::Sleep),
+            wants: slots.flat_map(again).collect(),
+            own_pages: (first, count),
+            copies: AtomicBool::new(false),
         }
     }
 
     /// The next operation begins.
     pub(super) fn begin(&self) {
         self.loads.iter().for_each(|loads| loads.store(0, Relaxed));
+    }
+
+    /// The same of one that copies a snapshot.
+    pub(super) fn begin_copy(&self, copies: bool) {
+        self.copies.store(copies, Relaxed);
+        self.begin();
     }
 
     /// Loads of all words since the operation began.
@@ -122,17 +159,34 @@ impl Inspector {
     }
 
     fn touch(&self, at: usize) {
-        assert!(self.exists[at].load(Relaxed) == 1, "the host touches word {at}, which may not exist");
+        assert!(self.exists[at].load(Relaxed) == 1, "the {:?} touches word {at}, which may not exist", self.side);
+    }
+
+    fn stored(&self, at: usize) {
+        self.touch(at);
+        if at == self.sleep {
+            self.begin();
+        }
+        for word in
+            self.wants.iter().filter(|(want, _)| *want == at).flat_map(|(_, again)| again.iter().cloned().flatten())
+        {
+            self.loads[word].store(0, Relaxed);
+        }
     }
 
     fn note(&self, at: usize) {
         self.touch(at);
-        assert!(!self.own.iter().any(|own| own.contains(&at)), "the host reads word {at}, its own, from the region");
+        let copies = self.copies.load(Relaxed);
+        let own = self.own.iter().any(|own| own.contains(&at));
+        assert!(copies || !own, "the {:?} reads word {at}, its own, from the region", self.side);
         let loads = self.loads[at].fetch_add(1, Relaxed) + 1;
-        if self.often.contains(&at) {
+        // A guest's own pages are its memory of itself.
+        let (first, count) = self.own_pages;
+        if self.often.contains(&at) || (first..first + count).contains(&at) {
             return;
         }
-        assert!(loads <= 1 + u64::from(self.twice.contains(&at)), "word {at} of the peer is read {loads} times");
+        let most = 1 + u64::from(copies || self.twice.contains(&at));
+        assert!(loads <= most, "word {at} of the peer is read {loads} times");
     }
 }
 
@@ -175,7 +229,7 @@ impl Words for Fused {
     fn store(&self, at: usize, value: u64, order: Ordering) {
         self.fuse.burn();
         if let Some(inspector) = &self.inspector {
-            inspector.touch(at);
+            inspector.stored(at);
         }
         self.memory.store(at, value, order);
     }
@@ -214,7 +268,7 @@ pub(super) struct World {
     pub(super) sidecar: Arc<HeapWords>,
     pub(super) room: Arc<AtomicU64>,
     pub(super) listen: Vec<u32>,
-    /// Set, it watches every host that attaches.
+    /// Set, it watches its side whenever that attaches.
     pub(super) inspector: Option<Arc<Inspector>>,
     pub(super) trap: Arc<Mutex<Option<Trap>>>,
     attaches: AtomicU64,
@@ -228,8 +282,13 @@ impl World {
 
     /// So many slots that the host opens, then so many that the guest does.
     pub(super) fn with(count: u32) -> Self {
+        Self::opened_first_by(Side::Host, count)
+    }
+
+    /// So many slots that one side opens, then so many that the other does.
+    pub(super) fn opened_first_by(side: Side, count: u32) -> Self {
         let class = |opener| Class { opener, count, ring_bytes: RING };
-        let geometry = Geometry::new(vec![class(Side::Host), class(Side::Guest)]).unwrap();
+        let geometry = Geometry::new(vec![class(side), class(side.peer())]).unwrap();
         let layout = Layout::new(&geometry);
         // The region's end is never touched: only what is used, to make thousands of worlds cheap.
         let words = layout.control_words() + layout.slots().len() * 2 * RING as usize / 8;
@@ -246,9 +305,9 @@ impl World {
         }
     }
 
-    /// Watches the hosts that attach from now on.
-    pub(super) fn inspect(&mut self) -> Arc<Inspector> {
-        let inspector = Arc::new(Inspector::new(&self.layout, self.region.len()));
+    /// Watches whoever attaches on this side from now on.
+    pub(super) fn inspect(&mut self, side: Side) -> Arc<Inspector> {
+        let inspector = Arc::new(Inspector::new(&self.layout, self.region.len(), side));
         self.inspector = Some(inspector.clone());
         inspector
     }
@@ -272,7 +331,7 @@ impl World {
             agent: (side == Side::Guest).then_some(3),
         };
         let sidecar = (side == Side::Host).then(|| fused(&self.sidecar, None));
-        let inspector = self.inspector.clone().filter(|_| side == Side::Host);
+        let inspector = self.inspector.clone().filter(|inspector| inspector.side == side);
         let ledger = Ledger::new(fused(&self.region, inspector), sidecar);
         Core::attach(ledger, &self.geometry, TestBell::default(), &options).unwrap()
     }
