@@ -1,8 +1,9 @@
 //! `cargo xtask prove`: the proofs with their full counts, and the table of what they came to.
 //!
 //! The proofs are tests that every run of `cargo xtask test` makes with a little effort. Here they make the full
-//! one, and every mutant of the list is made.
+//! one, every mutant of the list is made, and the fuzzers run for as long as they are given.
 
+mod fuzz;
 pub mod mutants;
 
 use std::fs;
@@ -28,6 +29,9 @@ pub struct Options {
     /// Leave the mutants out
     #[arg(long)]
     no_mutants: bool,
+    /// Seconds for each target of the fuzzers; 0 leaves them out
+    #[arg(long, default_value_t = 120)]
+    fuzz: u64,
 }
 
 /// What it all came to.
@@ -75,6 +79,11 @@ pub fn run(root: &Path, options: &Options) -> Result<bool> {
             full: true,
         });
         failed.extend(survivors);
+    }
+    if options.fuzz > 0 {
+        let (inputs, found) = fuzz::run(root, options.fuzz)?;
+        proved.extend(inputs);
+        failed.extend(found);
     }
     let table = Table { proved, failed, seconds: started.elapsed().as_secs_f64() };
     let path = root.join("target/xtask/prove.json");

@@ -1,7 +1,7 @@
 //! The link without its waiting: what both drivers, the tests and the models call.
 //!
 //! The core does no input or output of its own, and reads no clock. Memory comes in as [`Words`], the
-//! doorbell as [`Bell`]; whoever has to wait leaves a [`Waker`](std::task::Waker). A driver's loop is:
+//! doorbell as [`Bell`]; whoever has to wait leaves a [`Waker`]. A driver's loop is:
 //! [serve](Core::serve), [fall asleep](Core::fall_asleep), wait for the doorbell, [wake up](Core::wake_up).
 //!
 //! For drivers other than the one in this crate: a monitor that puts the doorbell's descriptor into an epoll
