@@ -27,3 +27,4 @@ pub mod reaper;
 mod services;
 pub mod spawn;
 mod sys;
+mod terminal;

@@ -12,9 +12,10 @@ use rustix::fs::{Mode, OFlags};
 use rustix::process::{Gid, Uid};
 use rustix::process::{Pid, Resource, Rlimit};
 use rustix::thread::{set_thread_gid, set_thread_groups, set_thread_uid};
-use throughline_wire::exec::{Failure, FailureKind};
+use throughline_wire::exec::{Failure, FailureKind, WindowSize};
 
 use crate::accounts::Account;
+use crate::terminal::{self, Ends};
 
 /// Where programs are looked up without a `PATH` of the command's own.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -47,6 +48,8 @@ pub enum Files {
         /// A pipe for input too.
         stdin: bool,
     },
+    /// A terminal of its own, which the process's session is led from.
+    Terminal(WindowSize),
     /// Input from `/dev/null`, output and errors to where the agent's own go: the console.
     Console,
 }
@@ -62,6 +65,8 @@ pub struct Spawned {
     pub stdout: Option<OwnedFd>,
     /// Its errors.
     pub stderr: Option<OwnedFd>,
+    /// The agent's end of its terminal, non-blocking, instead of the three.
+    pub terminal: Option<OwnedFd>,
 }
 
 /// Starts processes.
@@ -81,6 +86,8 @@ impl Spawner {
     /// Starts a process, in a session of its own. It is in its control group before it executes anything.
     pub fn spawn(&self, spec: &Spec) -> Result<Spawned, Failure> {
         let mut command = prepare(spec)?;
+        let terminal = standard_files(&mut command, spec)
+            .map_err(|error| failure(FailureKind::Other, format!("the guest has no terminal for it: {error}")))?;
         let setup = self.setup(spec)?;
         crate::sys::before_exec(&mut command, move || setup.run());
         let mut child = command.spawn().map_err(|error| explain(spec, &error))?;
@@ -90,6 +97,7 @@ impl Spawner {
             stdin: child.stdin.take().map(OwnedFd::from),
             stdout: child.stdout.take().map(OwnedFd::from),
             stderr: child.stderr.take().map(OwnedFd::from),
+            terminal,
         })
     }
 
@@ -104,6 +112,7 @@ impl Spawner {
         Ok(Setup {
             entrance: self.entrance.clone().filter(|_| spec.of_user),
             is_init: self.is_init,
+            on_terminal: matches!(spec.files, Files::Terminal(_)),
             open_files: open_files(),
             uid: Uid::from_raw(spec.account.uid),
             gid: Gid::from_raw(spec.account.gid),
@@ -139,24 +148,35 @@ fn prepare(spec: &Spec) -> Result<Command, Failure> {
         .env("USER", &account.name)
         .env("LOGNAME", &account.name)
         .env("SHELL", &account.shell)
-        .env("TERM", "dumb")
+        .env("TERM", if matches!(spec.files, Files::Terminal(_)) { "xterm" } else { "dumb" })
         .envs(spec.env.iter().map(|(name, value)| (OsStr::from_bytes(name), OsStr::from_bytes(value))));
+    Ok(command)
+}
+
+/// Gives the command its standard files, and returns the agent's end of its terminal.
+fn standard_files(command: &mut Command, spec: &Spec) -> io::Result<Option<OwnedFd>> {
     match spec.files {
         Files::Pipes { stdin } => {
             command.stdin(if stdin { Stdio::piped() } else { Stdio::null() });
             command.stdout(Stdio::piped()).stderr(Stdio::piped());
         }
+        Files::Terminal(size) => {
+            let Ends { agent, command: end } = terminal::open(size, Uid::from_raw(spec.account.uid))?;
+            command.stdin(end.try_clone()?).stdout(end.try_clone()?).stderr(end);
+            return Ok(Some(agent));
+        }
         Files::Console => {
             command.stdin(Stdio::null()).stdout(Stdio::inherit()).stderr(Stdio::inherit());
         }
     }
-    Ok(command)
+    Ok(None)
 }
 
 /// What the child does between fork and exec: system calls only.
 struct Setup {
     entrance: Option<Arc<OwnedFd>>,
     is_init: bool,
+    on_terminal: bool,
     open_files: Rlimit,
     uid: Uid,
     gid: Gid,
@@ -167,6 +187,9 @@ struct Setup {
 impl Setup {
     fn run(&self) -> io::Result<()> {
         rustix::process::setsid().map_err(|errno| Stage::Session.mark(errno))?;
+        if self.on_terminal {
+            rustix::process::ioctl_tiocsctty(rustix::stdio::stdin()).map_err(|errno| Stage::Session.mark(errno))?;
+        }
         if let Some(entrance) = &self.entrance {
             rustix::io::write(entrance, b"0").map_err(|errno| Stage::Cgroup.mark(errno))?;
         }

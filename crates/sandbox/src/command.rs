@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_bytes::ByteBuf;
 use throughline::{Channel, ChannelId, MessageReceiver, MessageSender, Messages};
-use throughline_wire::exec::{self, Event, Exit, Failure, MAX_DATA, Request, Start, StdinWindow};
+use throughline_wire::exec::{self, Event, Exit, Failure, MAX_DATA, Request, Start, StdinWindow, WindowSize};
 use throughline_wire::{decode, encode, port};
 use tokio::sync::Notify;
 
@@ -70,6 +70,13 @@ impl<'a> Command<'a> {
     /// Gives it an input to be written; otherwise it reads from `/dev/null`.
     pub fn stdin(mut self) -> Self {
         self.start.stdin = true;
+        self
+    }
+
+    /// Runs it on a terminal of this size, in characters. What it prints, errors too, is its stdout, and its input
+    /// is what is typed there.
+    pub fn tty(mut self, rows: u16, cols: u16) -> Self {
+        self.start.tty = Some(WindowSize { rows, cols });
         self
     }
 
@@ -303,6 +310,11 @@ impl ChildInput {
     /// Ends the input.
     pub async fn end(&mut self) -> Result<(), SandboxError> {
         self.request(&Request::StdinEnd).await
+    }
+
+    /// Tells it that its terminal has another size, in characters. Nothing happens if it has none.
+    pub async fn resize(&mut self, rows: u16, cols: u16) -> Result<(), SandboxError> {
+        self.request(&Request::Resize(WindowSize { rows, cols })).await
     }
 
     /// Sends a signal, to the command's whole process group if asked.

@@ -24,6 +24,11 @@
 //! [`Request::Query`], and the answer says how much input has arrived, in order with everything before.
 //! Output carries its position, so a reader that joins late sees that nothing is missing.
 //!
+//! *A terminal.* With [`Start::tty`] the command's input, output and errors are a terminal of its own, and it is
+//! the leader of the terminal's session. What is printed comes as [`Event::Stdout`]; input is what is typed, so
+//! that control characters do what the terminal's settings say (Ctrl-C interrupts the foreground group), and its
+//! end is the terminal's end-of-file character. Output ends when nobody has the terminal open any more.
+//!
 //! *Closing.* When the host shuts its sending down, input ends. When it closes or resets the channel,
 //! the command's session is killed: nobody is left who could want it.
 
@@ -52,8 +57,19 @@ pub struct Start {
     pub cwd: Option<ByteBuf>,
     /// `name`, `uid`, `name:group` or `uid:gid`; root without one.
     pub user: Option<String>,
-    /// Whether input follows; otherwise the command reads from `/dev/null`.
+    /// Whether input follows; otherwise the command reads from `/dev/null`. With a terminal it always may.
     pub stdin: bool,
+    /// Runs it on a terminal of this size.
+    pub tty: Option<WindowSize>,
+}
+
+/// Size of a terminal in characters; zero = unknown.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WindowSize {
+    /// Lines.
+    pub rows: u16,
+    /// Characters in a line.
+    pub cols: u16,
 }
 
 /// From host to guest. [`Request::Start`] is the first, and comes once.
@@ -74,6 +90,8 @@ pub enum Request<'a> {
     },
     /// Ask for [`Event::Status`].
     Query,
+    /// The terminal has another size; nothing happens without one.
+    Resize(WindowSize),
 }
 
 impl Message for Request<'_> {
@@ -194,6 +212,8 @@ pub struct Status {
     pub stdin_open: bool,
     /// How it ended, if it has.
     pub exit: Option<Exit>,
+    /// Whether it runs on a terminal.
+    pub tty: bool,
 }
 
 /// The host's account of input on its way.

@@ -49,4 +49,4 @@ pub use codec::{DecodeError, EncodeError, Message, decode, encode};
 
 /// Version of this protocol. The agent stores it in its page of the region when it attaches, so a host
 /// that takes over a restored guest knows it although nobody greets it again.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 use throughline_wire::exec::{
-    Event, Exit, Failure, FailureKind, MAX_DATA, Request, STDIN_WINDOW, Start, Status, StdinWindow,
+    Event, Exit, Failure, FailureKind, MAX_DATA, Request, STDIN_WINDOW, Start, Status, StdinWindow, WindowSize,
 };
 use throughline_wire::sequence::{Params, Seen, Sent};
 use throughline_wire::{DecodeError, EncodeError, Message, decode, echo, encode, info, port, power, report, ticker};
@@ -33,16 +33,20 @@ fn start() -> Start {
         cwd: Some(ByteBuf::from("/")),
         user: Some("u".into()),
         stdin: true,
+        tty: None,
     }
 }
 
 #[test]
 fn exec_requests_have_golden_bytes() {
-    golden(&Request::Start(start()), &mut Vec::new(), "000202736801ff010141016201012f01017501");
+    golden(&Request::Start(start()), &mut Vec::new(), "000202736801ff010141016201012f0101750100");
+    let terminal = Start { tty: Some(WindowSize { rows: 24, cols: 300 }), ..Start::default() };
+    golden(&Request::Start(terminal), &mut Vec::new(), "0000000000000118ac02");
     golden(&Request::Stdin(b"hi\0"), &mut Vec::new(), "0103686900");
     golden(&Request::StdinEnd, &mut Vec::new(), "02");
     golden(&Request::Signal { number: 15, group: true }, &mut Vec::new(), "031e01");
     golden(&Request::Query, &mut Vec::new(), "04");
+    golden(&Request::Resize(WindowSize { rows: 1, cols: 2 }), &mut Vec::new(), "050102");
 }
 
 #[test]
@@ -65,8 +69,9 @@ fn exec_events_have_golden_bytes() {
     }
     golden(&Event::StdinTaken { total: 128 }, &mut Vec::new(), "058001");
     golden(&Event::StdinClosed, &mut Vec::new(), "06");
-    let status = Status { pid: 1, stdin_received: 2, stdin_taken: 3, stdin_open: true, exit: Some(Exit::Code(4)) };
-    golden(&Event::Status(status), &mut Vec::new(), "0701020301010008");
+    let status =
+        Status { pid: 1, stdin_received: 2, stdin_taken: 3, stdin_open: true, exit: Some(Exit::Code(4)), tty: true };
+    golden(&Event::Status(status), &mut Vec::new(), "070102030101000801");
 }
 
 #[test]
@@ -183,6 +188,6 @@ fn the_stdin_window_never_opens_too_far() {
     assert_eq!(window.available(), STDIN_WINDOW, "totals never go back");
     window.sent(u64::MAX);
     assert_eq!(window.available(), 0);
-    let status = Status { pid: 1, stdin_received: 50, stdin_taken: 20, stdin_open: true, exit: None };
+    let status = Status { pid: 1, stdin_received: 50, stdin_taken: 20, stdin_open: true, exit: None, tty: false };
     assert_eq!(StdinWindow::resume(&status).available(), STDIN_WINDOW - 30);
 }

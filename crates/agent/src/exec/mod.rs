@@ -1,5 +1,6 @@
 //! Serving one command on one channel; see [`throughline_wire::exec`] for what is promised.
 
+mod files;
 mod session;
 mod stdin;
 
@@ -79,7 +80,10 @@ impl Executor {
             env: start.env.into_iter().map(|(name, value)| (name.into_vec(), value.into_vec())).collect(),
             cwd: start.cwd.map(ByteBuf::into_vec),
             account,
-            files: Files::Pipes { stdin: start.stdin },
+            files: match start.tty {
+                Some(size) => Files::Terminal(size),
+                None => Files::Pipes { stdin: start.stdin },
+            },
             of_user: true,
         })
     }

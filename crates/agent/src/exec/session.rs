@@ -1,22 +1,22 @@
-//! A command that runs: its pipes, its requests, its end.
+//! A command that runs: its files, its requests, its end.
 
 use std::cell::Cell;
 use std::future::pending;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::rc::Rc;
 
 use rustix::process::{Pid, Signal};
 use throughline_wire::decode;
 use throughline_wire::exec::{Event, Exit, Failure, FailureKind, MAX_DATA, Request, Status};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::unix::pipe::{Receiver, Sender};
 use tokio::sync::Mutex;
 
+use super::files::{Files, Sink, Source};
 use super::stdin::Input;
 use super::{ExecError, Executor, send};
 use crate::channel::{Inbox, Outbox};
 use crate::reaper::{Child, Reaper};
-use crate::spawn::{Spawned, reader, writer};
+use crate::spawn::Spawned;
+use crate::terminal::Terminal;
 
 /// One command. Dropped before the command has ended, it kills it.
 pub(super) struct Session<'a, O> {
@@ -27,16 +27,11 @@ pub(super) struct Session<'a, O> {
     input: Input,
     /// Fair: output and errors take turns.
     outbox: Mutex<O>,
-    pipes: Option<Pipes>,
+    files: Option<Files>,
+    terminal: Option<Rc<Terminal>>,
 }
 
-struct Pipes {
-    stdin: Option<Sender>,
-    stdout: Receiver,
-    stderr: Receiver,
-}
-
-/// Which pipe.
+/// Which output.
 #[derive(Debug, Clone, Copy)]
 enum Output {
     Stdout,
@@ -52,37 +47,33 @@ impl<'a, O: Outbox> Session<'a, O> {
             pid: spawned.pid,
             child: Some(reaper.adopt(spawned.pid)),
             exit: Cell::new(None),
-            input: Input::new(spawned.stdin.is_some()),
+            input: Input::new(spawned.stdin.is_some() || spawned.terminal.is_some()),
             outbox: Mutex::new(outbox),
-            pipes: None,
+            files: None,
+            terminal: None,
         };
         // From here on an error kills the command.
-        let missing = || io::Error::other("a command was started without pipes");
-        let pipe = |fd: Option<OwnedFd>| fd.ok_or_else(missing).and_then(reader);
-        session.pipes = Some(Pipes {
-            stdin: spawned.stdin.map(writer).transpose()?,
-            stdout: pipe(spawned.stdout)?,
-            stderr: pipe(spawned.stderr)?,
-        });
+        let (files, terminal) = Files::new(spawned)?;
+        (session.files, session.terminal) = (Some(files), terminal);
         Ok(session)
     }
 
-    /// Serves the command until it has ended and both pipes are at their end.
+    /// Serves the command until it has ended and its output is at its end.
     pub(super) async fn run(mut self, inbox: impl Inbox) -> Result<(), ExecError> {
-        let (Some(pipes), Some(child)) = (self.pipes.take(), self.child.take()) else {
+        let (Some(files), Some(child)) = (self.files.take(), self.child.take()) else {
             return Ok(());
         };
         let pid = self.pid.as_raw_pid().cast_unsigned();
         self.send(&Event::Started { pid }).await?;
         let outputs = async {
             tokio::try_join!(
-                self.pump(Output::Stdout, pipes.stdout),
-                self.pump(Output::Stderr, pipes.stderr),
+                self.pump(Output::Stdout, Some(files.stdout)),
+                self.pump(Output::Stderr, files.stderr),
                 self.wait(child),
             )
         };
         // Requests never end the session by coming to their end, only by failing.
-        let inputs = async { tokio::try_join!(self.requests(inbox), self.feed(pipes.stdin)) };
+        let inputs = async { tokio::try_join!(self.requests(inbox), self.feed(files.stdin)) };
         let result = tokio::select! {
             done = outputs => done.map(|_| ()),
             failed = inputs => failed.map(|_| ()),
@@ -99,12 +90,13 @@ impl<'a, O: Outbox> Session<'a, O> {
         }
     }
 
-    /// Carries one pipe to the host. While the ring is full nothing is read, and the command waits.
-    async fn pump(&self, which: Output, mut pipe: Receiver) -> Result<(), ExecError> {
+    /// Carries one output to the host. While the ring is full nothing is read, and the command waits.
+    async fn pump(&self, which: Output, source: Option<Source>) -> Result<(), ExecError> {
+        let Some(mut source) = source else { return Ok(()) };
         let mut buffer = vec![0; MAX_DATA];
         let mut at = 0;
         loop {
-            let length = pipe.read(&mut buffer).await?;
+            let length = source.read(&mut buffer).await?;
             let Some(data) = buffer.get(..length).filter(|data| !data.is_empty()) else {
                 return Ok(());
             };
@@ -142,6 +134,12 @@ impl<'a, O: Outbox> Session<'a, O> {
                 }
                 Request::Signal { number, .. } => return Err(wrong(&format!("there is no signal {number}"))),
                 Request::Query => self.send(&Event::Status(self.status())).await?,
+                Request::Resize(size) => {
+                    if let Some(terminal) = &self.terminal {
+                        // One that is hung up has nobody who could care.
+                        let _ = terminal.resize(size);
+                    }
+                }
             }
         }
         self.input.end();
@@ -153,13 +151,14 @@ impl<'a, O: Outbox> Session<'a, O> {
     }
 
     /// Carries input to the command, and acknowledges it.
-    async fn feed(&self, mut pipe: Option<Sender>) -> Result<(), ExecError> {
-        let mut told = 0;
+    async fn feed(&self, mut sink: Option<Sink>) -> Result<(), ExecError> {
+        let (mut told, mut last) = (0, None);
         while let Some(chunk) = self.input.next().await {
-            if let Some(open) = &mut pipe
+            last = chunk.last().copied();
+            if let Some(open) = &mut sink
                 && open.write_all(&chunk).await.is_err()
             {
-                pipe = None;
+                sink = None;
                 self.input.close();
                 self.send(&Event::StdinClosed).await?;
             }
@@ -168,7 +167,10 @@ impl<'a, O: Outbox> Session<'a, O> {
                 self.send(&Event::StdinTaken { total }).await?;
             }
         }
-        drop(pipe);
+        if let Some(sink) = sink {
+            // Whoever has closed its terminal needs no end of input.
+            let _ = sink.end(last).await;
+        }
         pending().await
     }
 
@@ -180,6 +182,7 @@ impl<'a, O: Outbox> Session<'a, O> {
             stdin_taken,
             stdin_open,
             exit: self.exit.get(),
+            tty: self.terminal.is_some(),
         }
     }
 

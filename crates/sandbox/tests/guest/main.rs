@@ -15,4 +15,5 @@ mod quiet;
 mod secrets;
 mod space;
 mod support;
+mod terminal;
 mod unquiesced;
