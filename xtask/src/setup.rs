@@ -37,6 +37,17 @@ const REQUIREMENTS: &[Requirement] = &[
         package: "dpkg",
         present: || runs("dpkg-deb", &["--version"]),
     },
+    Requirement {
+        what: "mkfs.erofs (it makes file systems of userlands)",
+        package: "erofs-utils",
+        present: || runs("mkfs.erofs", &["--help"]),
+    },
+    Requirement {
+        what: "fakeroot (it keeps the owners in archives of userlands)",
+        package: "fakeroot",
+        present: || runs("fakeroot", &["--version"]),
+    },
+    Requirement { what: "xz (it unpacks archives)", package: "xz-utils", present: || runs("xz", &["--version"]) },
 ];
 
 /// What has to be done to complete the machine.

@@ -1,12 +1,16 @@
 //! What the host says on the kernel's command line.
 
+use std::path::{Path, PathBuf};
+
 /// The agent's part of `/proc/cmdline`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cmdline {
     /// Guest-physical address of the region.
     pub address: u64,
     /// Length of the region in bytes.
     pub length: u64,
+    /// The disk with the user's file system; without one it is the image's own.
+    pub root: Option<PathBuf>,
     /// Test: acknowledge identities without repairing anything.
     pub skip_repair: bool,
     /// Test: never answer a quiesce.
@@ -26,6 +30,9 @@ pub enum CmdlineError {
         "throughline.region={0:?} on the kernel command line is not ADDRESS,LENGTH (0x… or decimal), both above zero"
     )]
     BadRegion(String),
+    /// A disk that is none.
+    #[error("throughline.root={0:?} on the kernel command line is not a device, such as /dev/vda")]
+    BadRoot(String),
     /// An unknown test switch.
     #[error(
         "throughline.test={0:?} on the kernel command line is unknown; skip-repair, no-quiesce and other-protocol exist"
@@ -36,11 +43,14 @@ pub enum CmdlineError {
 impl Cmdline {
     /// Finds the agent's words among the kernel's; the last of several counts.
     pub fn parse(text: &str) -> Result<Self, CmdlineError> {
-        let mut region = None;
+        let (mut region, mut root) = (None, None);
         let (mut skip_repair, mut no_quiesce, mut other_protocol) = (false, false, false);
         for word in text.split_ascii_whitespace() {
             if let Some(value) = word.strip_prefix("throughline.region=") {
                 region = Some(parse_region(value)?);
+            } else if let Some(value) = word.strip_prefix("throughline.root=") {
+                let device = Some(PathBuf::from(value)).filter(|device| device.parent() == Some(Path::new("/dev")));
+                root = Some(device.ok_or_else(|| CmdlineError::BadRoot(value.to_owned()))?);
             } else if let Some(value) = word.strip_prefix("throughline.test=") {
                 for switch in value.split(',') {
                     match switch {
@@ -53,7 +63,7 @@ impl Cmdline {
             }
         }
         let (address, length) = region.ok_or(CmdlineError::NoRegion)?;
-        Ok(Self { address, length, skip_repair, no_quiesce, other_protocol })
+        Ok(Self { address, length, root, skip_repair, no_quiesce, other_protocol })
     }
 }
 
@@ -85,11 +95,14 @@ mod tests {
         let expected = Cmdline {
             address: 0x1_4000_0000,
             length: 64 << 20,
+            root: None,
             skip_repair: false,
             no_quiesce: false,
             other_protocol: false,
         };
-        assert_eq!(Cmdline::parse(text), Ok(expected));
+        assert_eq!(Cmdline::parse(text), Ok(expected.clone()));
+        let disk = Cmdline::parse(&format!("{text} throughline.root=/dev/vda"));
+        assert_eq!(disk, Ok(Cmdline { root: Some("/dev/vda".into()), ..expected.clone() }));
         let tests = format!("{text} throughline.test=skip-repair throughline.test=no-quiesce,other-protocol");
         assert_eq!(
             Cmdline::parse(&tests),
@@ -103,6 +116,10 @@ mod tests {
         for bad in ["", "1", "0,1", "1,0", "x,1", "0x1,+2", "0x+1,2", "0xffffffffffffffff,2", "1,2,3"] {
             let text = format!("throughline.region={bad}");
             assert_eq!(Cmdline::parse(&text), Err(CmdlineError::BadRegion(bad.to_owned())));
+        }
+        for bad in ["", "vda", "/dev", "/dev/../vda"] {
+            let text = format!("throughline.region=1,1 throughline.root={bad}");
+            assert_eq!(Cmdline::parse(&text), Err(CmdlineError::BadRoot(bad.to_owned())));
         }
         assert_eq!(Cmdline::parse("throughline.test=other"), Err(CmdlineError::BadTest("other".to_owned())));
     }

@@ -14,6 +14,19 @@ pub enum SandboxError {
     /// Its image.
     #[error(transparent)]
     Image(#[from] ImageError),
+    /// The image that a snapshot needs.
+    #[error(
+        "the snapshot needs the image {image}, whose root file system was made of {source_name:?}, and {} has none with the same; build it there of the same userland, or copy it there",
+        folder.display()
+    )]
+    ImageMissing {
+        /// The image's id.
+        image: String,
+        /// What its root file system was made of.
+        source_name: String,
+        /// Where it was looked for.
+        folder: std::path::PathBuf,
+    },
     /// Its name or folders.
     #[error(transparent)]
     Place(#[from] PlaceError),

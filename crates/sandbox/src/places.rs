@@ -105,11 +105,15 @@ impl Drop for Places {
 }
 
 fn check_name(name: &str) -> Result<(), PlaceError> {
+    if is_name(name) { Ok(()) } else { Err(PlaceError::Name(name.to_owned())) }
+}
+
+/// Whether this may be the name of a sandbox, or of an image.
+pub(crate) fn is_name(name: &str) -> bool {
     let letter = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
-    let good = (1..=LONGEST).contains(&name.len())
+    (1..=LONGEST).contains(&name.len())
         && name.bytes().next().is_some_and(letter)
-        && name.bytes().all(|byte| letter(byte) || b"-_.".contains(&byte));
-    if good { Ok(()) } else { Err(PlaceError::Name(name.to_owned())) }
+        && name.bytes().all(|byte| letter(byte) || b"-_.".contains(&byte))
 }
 
 /// `$XDG_RUNTIME_DIR/throughline`, else `/run/throughline` for root, else a private folder under the

@@ -31,6 +31,7 @@ fn manifest() -> Manifest {
             accelerator: Accelerator::Tcg,
         },
         image: text("image"),
+        rootfs: None,
         kernel: text("kernel"),
         memory_mib: 256,
         agent: 1,

@@ -175,6 +175,7 @@ async fn vm_of_another_machine_is_refused_before_loading() {
         folder: guest.folder.path().to_path_buf(),
         memory_mib: support::MEMORY,
         region: empty(),
+        rootfs: None,
     };
     let spec = throughline_sandbox::engine::LoadSpec { config, machine, ram: empty(), state: empty() };
     let error = engine.load(spec).await.err().unwrap();

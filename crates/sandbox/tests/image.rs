@@ -1,11 +1,14 @@
 //! Boot images: kept by content, built by many at once, and clear about what is missing.
 
+mod userland;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Arc, Mutex};
 
-use throughline_sandbox::image::{Image, ImageBuilder, ImageError};
+use throughline_sandbox::image::{BuildStep, Image, ImageBuilder, ImageError, Images, Progress};
 
 /// Shared by tests that need a kernel, so that it is downloaded once.
 fn shared() -> PathBuf {
@@ -104,6 +107,177 @@ fn no_space_is_told_and_leaves_nothing() {
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr)
     );
+}
+
+/// A store of its own, with the kernel that there is.
+fn store(folder: &Path) -> Images {
+    build("#!/bin/sh\n# warm\n");
+    copy_folder(&shared().join("kernels"), &folder.join("kernels"));
+    Images::new().folder(folder).snapshots(folder.join("snapshots"))
+}
+
+fn script(text: &str) -> ImageBuilder {
+    ImageBuilder::new().agent(format!("#!/bin/sh\n# {text}\n"))
+}
+
+#[test]
+fn a_name_is_an_image_until_another_one_gets_it_or_it_is_removed() {
+    let folder = tempfile::tempdir().unwrap();
+    let images = store(folder.path());
+    let names = || -> Vec<_> {
+        let list = images.list().unwrap();
+        list.into_iter().map(|entry| (entry.name.unwrap_or_default(), entry.image.id().to_owned())).collect()
+    };
+    let absent = |name: &str| matches!(images.open(name), Err(ImageError::Absent { .. }));
+    assert!(names().is_empty() && absent("one"));
+    let first = images.build("one", &script("first")).unwrap();
+    assert_eq!(images.open("one").unwrap(), first);
+    assert_eq!(images.open(first.id()).unwrap(), first);
+    assert_eq!(images.build("two", &script("first")).unwrap(), first);
+    // An image goes with its last name.
+    let second = images.build("one", &script("second")).unwrap();
+    assert_eq!(names(), [("one".into(), second.id().into()), ("two".into(), first.id().into())]);
+    assert!(matches!(images.remove(first.id()), Err(ImageError::Needed { user, .. }) if user == "the name two"));
+    images.remove("two").unwrap();
+    assert!(absent("two") && absent(first.id()));
+    let third = images.build("one", &script("third")).unwrap();
+    assert_eq!(names(), [("one".into(), third.id().into())]);
+    // One without a name, as builders without a store make them.
+    let nameless = script("nameless").folder(folder.path()).build().unwrap();
+    assert_eq!(names()[1], (String::new(), nameless.id().into()));
+    images.remove(nameless.id()).unwrap();
+    assert!(images.open("two").unwrap_err().to_string().contains("(there are: one)"));
+    for bad in ["../x", "", nameless.id()] {
+        assert!(matches!(images.build(bad, &script("bad")), Err(ImageError::Name(_))), "{bad}");
+    }
+    assert_eq!(images.open_or_build("one", &script("other")).unwrap(), third);
+    assert!(matches!(images.open_or_build("none", &script("other")), Err(ImageError::Absent { .. })));
+    let made = images.open_or_build(Images::DEFAULT, &script("default")).unwrap();
+    assert_eq!(images.open(Images::DEFAULT).unwrap(), made);
+}
+
+#[test]
+fn an_archive_keeps_owners_modes_and_capabilities_and_gives_the_same_image_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let images = store(&folder.path().join("images"));
+    let archive = userland::archive(folder.path(), userland::FEW);
+    let seen: Arc<Mutex<Vec<Progress>>> = Arc::default();
+    let to = Arc::clone(&seen);
+    let builder = ImageBuilder::new().rootfs(&archive).progress(move |progress| to.lock().unwrap().push(progress));
+    let image = images.build("own", &builder).unwrap();
+    let steps: Vec<_> = seen.lock().unwrap().iter().map(|progress| progress.step).collect();
+    assert!(steps.contains(&BuildStep::Digest) && steps.ends_with(&[BuildStep::Assemble]), "{steps:?}");
+    let rootfs = image.rootfs_file().unwrap();
+    let told = |path: &str| {
+        let dump = Command::new("dump.erofs").arg(format!("--path={path}")).arg(&rootfs).output().unwrap();
+        String::from_utf8(dump.stdout).unwrap()
+    };
+    let own = told("/home/alice/own");
+    assert!(own.contains("Uid: 1500   Gid: 1600") && !own.contains("Xattr size: 0\n"), "{own}");
+    assert!(own.contains("Timestamp: 2001-09-09 01:46:40"), "{own}");
+    assert!(told("/bin/busybox").contains("Uid: 0   Gid: 0"), "{}", told("/bin/busybox"));
+    image.verify().unwrap();
+    // Compressed, it is the same; and nothing else is left of the building.
+    for program in ["gzip", "xz"] {
+        let packed = Command::new(program).arg("-k").arg(&archive).status().unwrap();
+        assert!(packed.success());
+        let packed = if program == "gzip" { "tar.gz" } else { "tar.xz" };
+        let again = images.build("again", &ImageBuilder::new().rootfs(archive.with_extension(packed))).unwrap();
+        assert_eq!(again.id(), image.id(), "{program}");
+    }
+    let mut left: Vec<_> =
+        fs::read_dir(images.place()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    left.sort();
+    assert_eq!(left, [".lock", image.id(), "kernels", "names"]);
+    let bytes = fs::read(&rootfs).unwrap();
+    fs::write(&rootfs, [&bytes[..4096], &[1], &bytes[4097..]].concat()).unwrap();
+    assert!(image.verify().unwrap_err().to_string().contains("damaged"));
+}
+
+#[test]
+fn a_folder_becomes_a_userland_and_what_is_none_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let images = store(&folder.path().join("images"));
+    let place = |name: &str| folder.path().join(name);
+    let build = |source: &Path| images.build("own", &ImageBuilder::new().rootfs(source));
+    fs::create_dir_all(place("tree/bin")).unwrap();
+    fs::copy("/bin/busybox", place("tree/bin/sh")).unwrap();
+    let image = build(&place("tree")).unwrap();
+    assert_eq!(image.rootfs().unwrap().source, "tree");
+
+    fs::create_dir(place("empty")).unwrap();
+    fs::create_dir_all(place("layers/blobs")).unwrap();
+    fs::write(place("layers/manifest.json"), "[]").unwrap();
+    fs::write(place("text"), "no archive").unwrap();
+    let tar = |name: &str, of: &str| {
+        let made = Command::new("tar").arg("-cf").arg(place(name)).arg("-C").arg(place(of)).arg(".").status();
+        assert!(made.unwrap().success());
+    };
+    tar("layers.tar", "layers");
+    tar("whole.tar", "tree");
+    let whole = fs::read(place("whole.tar")).unwrap();
+    fs::write(place("cut.tar"), &whole[..whole.len() / 2]).unwrap();
+    let refused = |name: &str| build(&place(name)).unwrap_err().to_string();
+    for (name, reason) in [
+        ("nowhere", "No such file"),
+        ("empty", "it is empty"),
+        ("layers", "docker export"),
+        ("layers.tar", "docker export"),
+        ("text", "neither a folder nor a tar archive"),
+        ("cut.tar", "Unexpected EOF"),
+    ] {
+        assert!(refused(name).contains(reason), "{name}: {}", refused(name));
+    }
+    assert_eq!(images.open("own").unwrap(), image, "the image of that name is as it was");
+}
+
+#[test]
+fn a_kernel_that_does_not_fit_is_refused_with_the_reason() {
+    let folder = tempfile::tempdir().unwrap();
+    let images = store(folder.path());
+    let kernel = fs::read_dir(folder.path().join("kernels")).unwrap().next().unwrap().unwrap().path();
+    let (file, modules) = (kernel.join("vmlinuz"), folder.path().join("modules"));
+    let error = |builder: ImageBuilder| images.build("own", &builder).unwrap_err();
+    let chosen = || ImageBuilder::new().kernel(&file).modules(&modules);
+
+    assert!(matches!(error(ImageBuilder::new().kernel("/bin/busybox")), ImageError::NotAKernel { .. }));
+    assert!(matches!(error(ImageBuilder::new().modules(&modules)), ImageError::ModulesAlone));
+    let none = error(ImageBuilder::new().kernel(&file)).to_string();
+    assert!(none.contains("/lib/modules has no modules for it"), "{none}");
+    copy_folder(&kernel, &modules);
+    fs::remove_file(modules.join("erofs.ko")).unwrap();
+    let missing = error(chosen());
+    assert!(matches!(&missing, ImageError::ModuleMissing { module, .. } if module == "erofs"), "{missing}");
+    // Had built in, it is not missed.
+    fs::write(modules.join("modules.builtin"), "kernel/fs/erofs/erofs.ko\n").unwrap();
+    images.build("own", &chosen()).unwrap();
+    let console = fs::read(modules.join("virtio_console.ko")).unwrap();
+    let at = console.windows(9).position(|bytes| bytes == b"vermagic=").unwrap() + 9;
+    let other = [&console[..at], b"5.10.0", &console[at + 6..]].concat();
+    fs::write(modules.join("virtio_console.ko"), other).unwrap();
+    let other = error(chosen()).to_string();
+    assert!(other.contains("virtio_console.ko was made for 5.10.0"), "{other}");
+}
+
+/// Without the programs that make file systems, in a place where nothing else is missing.
+#[test]
+fn a_missing_program_is_named_with_its_package() {
+    const BARE: &str = "THROUGHLINE_TEST_BARE";
+    if let Some(folder) = std::env::var_os(BARE).map(PathBuf::from) {
+        let images = Images::new().folder(folder.join("images"));
+        let error = images.build("own", &ImageBuilder::new().rootfs(folder)).unwrap_err().to_string();
+        assert!(error.contains("mkfs.erofs was not found") && error.contains("erofs-utils"), "{error}");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    store(&folder.path().join("images"));
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "a_missing_program_is_named_with_its_package", "--nocapture"])
+        .env(BARE, folder.path())
+        .env("PATH", "/nowhere")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 fn copy_folder(from: &Path, to: &Path) {

@@ -3,6 +3,7 @@
 mod device;
 mod modules;
 mod mounts;
+mod userland;
 
 use std::fs;
 use std::io;
@@ -24,6 +25,7 @@ use crate::control::Switches;
 pub use device::DeviceError;
 pub use modules::ModuleError;
 pub use mounts::MountError;
+pub use userland::UserlandError;
 
 /// The control group of everything that is the user's.
 const USER_GROUP: &str = "/sys/fs/cgroup/user";
@@ -37,6 +39,9 @@ pub enum BootError {
     /// A file system.
     #[error(transparent)]
     Mount(#[from] MountError),
+    /// The user's file system.
+    #[error(transparent)]
+    Userland(#[from] UserlandError),
     /// A kernel module.
     #[error(transparent)]
     Module(#[from] ModuleError),
@@ -76,6 +81,11 @@ pub fn run() -> Result<(), BootError> {
     modules::load(Path::new("/lib/modules-throughline"))?;
     let cmdline = fs::read_to_string("/proc/cmdline").map_err(system("read the kernel command line"))?;
     let cmdline = Cmdline::parse(&cmdline)?;
+    if let Some(disk) = &cmdline.root {
+        userland::enter(disk)?;
+        mounts::mount_all()?;
+        userland::complete();
+    }
     let bell = device::find(Path::new("/sys/class/virtio-ports"), Path::new("/dev"))?;
     let region = Region::open_physical(cmdline.address, cmdline.length)?;
     let runtime =

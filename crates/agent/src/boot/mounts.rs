@@ -6,7 +6,7 @@ use std::os::unix::fs::symlink;
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, mount};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 /// A file system that cannot be mounted.
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +70,19 @@ pub(super) fn mount_all() -> Result<(), MountError> {
             }
             _ => {}
         }
+    }
+    Ok(())
+}
+
+/// Takes away what [`mount_all`] mounted, so that it can be mounted in another root. What is open stays open.
+pub(super) fn unmount_all() -> Result<(), MountError> {
+    // Of one that lies in another, the other's end is the end.
+    for path in ["/proc", "/sys", "/dev", "/run", "/tmp"] {
+        unmount(path, UnmountFlags::DETACH).map_err(|errno| MountError {
+            what: "unmount",
+            path,
+            source: errno.into(),
+        })?;
     }
     Ok(())
 }

@@ -8,6 +8,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::BundleError;
 use crate::engine::Machine;
+use crate::image::Rootfs;
 
 /// Version of the bundle's form. Another one is refused.
 pub const VERSION: u32 = 1;
@@ -23,6 +24,10 @@ pub struct Manifest {
     pub machine: Machine,
     /// Digest of the image that the guest booted from.
     pub image: String,
+    /// The root file system that the guest goes on reading, if it has one of its own. It is not in the bundle: a
+    /// restore takes it from the image of that digest, or another one with the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rootfs: Option<Rootfs>,
     /// The guest's kernel.
     pub kernel: String,
     /// Guest memory, in MiB.

@@ -8,6 +8,9 @@
 //! | `region` | the connection: what was unread, and both sides' words |
 //! | `sidecar` | the host's own copy of its words |
 //!
+//! The one thing that is not in it is an image's root file system, where there is one: nobody writes it, and it may be
+//! large. The manifest says which it is.
+//!
 //! A bundle is written into a hidden folder beside its final place, and renamed. Nothing in it depends
 //! on where it lies, or on the sandbox that it was taken of.
 

@@ -10,6 +10,7 @@
 //! | device state | the monitor | [`Vm::save`], while paused |
 //! | RAM | a file (`share=on`), or private pages over an immutable file | [`Capture`] |
 //! | region | a file that belongs to the caller | the caller |
+//! | root file system, if any | a file that nobody writes | – |
 //! | processor time spent | nowhere | – |
 //!
 //! A monitor outlives the process that started it and blocks on nothing when that process dies;
@@ -84,6 +85,9 @@ pub struct VmConfig {
     /// The region's file; the guest sees it at [`REGION_ADDRESS`]. Its length is a multiple of
     /// 2 MiB and part of the machine: a saved machine loads only with a region as long.
     pub region: File,
+    /// The image's root file system, open for reading: the guest's first disk. A saved machine loads only with the
+    /// same file, or with none if it had none.
+    pub rootfs: Option<File>,
 }
 
 /// A machine to boot.

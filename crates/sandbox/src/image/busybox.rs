@@ -7,6 +7,7 @@ use std::process::Command;
 
 use super::error::ImageError;
 use super::package::{Manager, run};
+use super::progress::Reporter;
 use super::write;
 
 const PACKAGE: &str = "busybox-static";
@@ -20,7 +21,7 @@ pub(super) struct Busybox {
 }
 
 /// Finds busybox on the host, or in `folder`, or downloads it there.
-pub(super) fn find_or_fetch(folder: &Path, packages: &Manager<'_>) -> Result<Busybox, ImageError> {
+pub(super) fn find_or_fetch(folder: &Path, packages: &Manager<'_>, reporter: &Reporter) -> Result<Busybox, ImageError> {
     let kept = folder.join("busybox");
     let installed = PLACES.iter().map(|place| Path::new("/").join(place));
     let mut candidates: Vec<PathBuf> = vec![kept.clone()];
@@ -28,7 +29,7 @@ pub(super) fn find_or_fetch(folder: &Path, packages: &Manager<'_>) -> Result<Bus
     let usable = candidates.iter().find_map(|path| open(path));
     match usable {
         Some(busybox) => Ok(busybox),
-        None => fetch(folder, &kept, packages),
+        None => fetch(folder, &kept, packages, reporter),
     }
 }
 
@@ -40,10 +41,10 @@ fn open(path: &Path) -> Option<Busybox> {
     Some(Busybox { bytes, applets })
 }
 
-fn fetch(folder: &Path, kept: &Path, packages: &Manager<'_>) -> Result<Busybox, ImageError> {
+fn fetch(folder: &Path, kept: &Path, packages: &Manager<'_>, reporter: &Reporter) -> Result<Busybox, ImageError> {
     let failed = |source| ImageError::io("unpack busybox in", folder, source);
     let download = tempfile::Builder::new().prefix(".download-").tempdir_in(folder).map_err(failed)?;
-    let (_, unpacked) = packages.unpack(PACKAGE, download.path())?;
+    let (_, unpacked) = packages.unpack(PACKAGE, download.path(), reporter)?;
     let missing = || ImageError::Incomplete { package: PACKAGE.into(), file: "static busybox".into() };
     let found = PLACES.iter().map(|place| unpacked.join(place)).find(|path| path.is_file()).ok_or_else(missing)?;
     let bytes = fs::read(&found).map_err(failed)?;

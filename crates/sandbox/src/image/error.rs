@@ -16,6 +16,83 @@ pub enum ImageError {
         /// The program.
         program: String,
     },
+    /// A program of another package.
+    #[error("{program} was not found; install it with: apt-get install {package}")]
+    ProgramMissing {
+        /// The program.
+        program: &'static str,
+        /// The package that has it.
+        package: &'static str,
+    },
+    /// A file that is no kernel.
+    #[error("{} is no Linux kernel for x86 (bzImage, as /boot/vmlinuz-* are)", path.display())]
+    NotAKernel {
+        /// Which file.
+        path: PathBuf,
+    },
+    /// Modules without their kernel.
+    #[error("modules were given without the kernel that they belong to; give both")]
+    ModulesAlone,
+    /// A kernel without its modules.
+    #[error("the kernel is {release}, and {} has no modules for it; say where they are", folder.display())]
+    NoModules {
+        /// The kernel's release.
+        release: String,
+        /// Where they were looked for.
+        folder: PathBuf,
+    },
+    /// A module that a guest needs.
+    #[error(
+        "{} has no module {module} (nor is it in modules.builtin), which guests need; take another kernel than {release}, or all of its modules",
+        folder.display()
+    )]
+    ModuleMissing {
+        /// Its name.
+        module: String,
+        /// The kernel's release.
+        release: String,
+        /// Where it was looked for.
+        folder: PathBuf,
+    },
+    /// A module of another kernel.
+    #[error("the kernel is {release}, and {} was made for {made_for}; give modules of the same release", path.display())]
+    ModuleVersion {
+        /// The module.
+        path: PathBuf,
+        /// The release that it was made for.
+        made_for: String,
+        /// The kernel's release.
+        release: String,
+    },
+    /// What was given as a userland is none.
+    #[error("{} cannot become a root file system: {reason}", path.display())]
+    NoUserland {
+        /// The folder or archive.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// Not a name.
+    #[error(
+        "{0:?} is no name for an image: use 1 to 63 lower-case letters, digits, '-', '_' or '.', beginning with a letter or digit, and not 32 hexadecimal digits, which are an image's id"
+    )]
+    Name(String),
+    /// No such image.
+    #[error("there is no image {name:?}{}; build it, or choose another", .there.suffix())]
+    Absent {
+        /// The name or id.
+        name: String,
+        /// The images that there are.
+        there: Names,
+    },
+    /// An image that must stay.
+    #[error("the image {name} is needed by {user}; remove that first")]
+    Needed {
+        /// Its name or id.
+        name: String,
+        /// By whom.
+        user: String,
+    },
     /// The package's servers cannot be reached.
     #[error("{package} could not be downloaded: {reason}; check the network, then try again")]
     Offline {
@@ -60,7 +137,7 @@ pub enum ImageError {
     },
     /// The disk is full.
     #[error(
-        "no space to {doing} {path}; an image needs some 200 MiB while it is built, make room there or choose another folder"
+        "no space to {doing} {path}; an image needs some 200 MiB while it is built, and one of an archive twice its contents besides: make room there or choose another folder"
     )]
     NoSpace {
         /// What was attempted.
@@ -78,6 +155,16 @@ pub enum ImageError {
         /// Why.
         source: io::Error,
     },
+}
+
+/// Names of images, for an error's text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Names(pub Vec<String>);
+
+impl Names {
+    fn suffix(&self) -> String {
+        if self.0.is_empty() { String::new() } else { format!(" (there are: {})", self.0.join(", ")) }
+    }
 }
 
 impl ImageError {

@@ -1,4 +1,4 @@
-//! The guest's first file system, as a cpio archive.
+//! The guest's first file system, as a cpio archive. Where there is a userland, it is left behind soon.
 
 use std::fs;
 use std::io::{self, Write};
@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use cpio::newc::{Builder, trailer};
 
 use super::busybox::Busybox;
-use super::kernel::{Kernel, MODULES};
+use super::kernel::Kernel;
 
 const FOLDER: u32 = 0o040_000;
 const FILE: u32 = 0o100_000;
@@ -34,33 +34,36 @@ const FOLDERS: [(&str, u32); 14] = [
     ("var", 0o755),
 ];
 
-/// Writes the archive: process 1, busybox under all its names, the modules with their order.
-pub(super) fn write(to: impl Write, agent: &[u8], busybox: &Busybox, kernel: &Kernel) -> io::Result<()> {
+/// What a guest with a userland has before it goes over to that.
+const FIRST_FOLDERS: [(&str, u32); 7] = [
+    ("dev", 0o755),
+    ("lib", 0o755),
+    ("lib/modules-throughline", 0o755),
+    ("proc", 0o755),
+    ("run", 0o755),
+    ("sys", 0o755),
+    ("tmp", 0o1777),
+];
+
+/// Writes the archive: process 1, the modules with their order, and busybox under all its names; or, without
+/// busybox, what leads to a userland.
+pub(super) fn write(to: impl Write, agent: &[u8], busybox: Option<&Busybox>, kernel: &Kernel) -> io::Result<()> {
     let mut archive = Archive { to, entries: 0 };
-    for (path, mode) in FOLDERS {
-        let owner = if path == "home/user" { 1000 } else { 0 };
-        archive.add(archive.entry(path, FOLDER | mode).uid(owner).gid(owner), &[])?;
-    }
-    for (path, target) in [("sbin", "bin"), ("usr/bin", "../bin"), ("usr/sbin", "../bin"), ("var/tmp", "../tmp")] {
-        archive.add(archive.entry(path, LINK | 0o777), target.as_bytes())?;
+    match busybox {
+        Some(busybox) => archive.system(busybox)?,
+        None => archive.folders(&FIRST_FOLDERS)?,
     }
     // The kernel opens it for process 1 before anything is mounted.
     let console = archive.entry("dev/console", DEVICE | 0o600).rdev_major(5).rdev_minor(1);
     archive.add(console, &[])?;
     archive.file("init", 0o755, agent)?;
-    archive.file("bin/busybox", 0o755, &busybox.bytes)?;
-    for applet in busybox.applets.iter().filter(|name| *name != "busybox") {
-        archive.add(archive.entry(&format!("bin/{applet}"), LINK | 0o777), b"busybox")?;
-    }
     let mut order = String::new();
-    for name in MODULES {
-        archive.file(&format!("lib/modules-throughline/{name}.ko"), 0o644, &fs::read(kernel.module(name))?)?;
+    for (name, file) in kernel.modules(busybox.is_none()) {
+        archive.file(&format!("lib/modules-throughline/{name}.ko"), 0o644, &fs::read(file)?)?;
         order.push_str(name);
         order.push_str(".ko\n");
     }
     archive.file("lib/modules-throughline/modules.list", 0o644, order.as_bytes())?;
-    archive.file("etc/passwd", 0o644, PASSWD.as_bytes())?;
-    archive.file("etc/group", 0o644, GROUP.as_bytes())?;
     trailer(archive.to)?.flush()
 }
 
@@ -83,6 +86,28 @@ impl<W: Write> Archive<W> {
         writer.finish()?;
         self.entries += 1;
         Ok(())
+    }
+
+    fn folders(&mut self, folders: &[(&str, u32)]) -> io::Result<()> {
+        for (path, mode) in folders {
+            let owner = if *path == "home/user" { 1000 } else { 0 };
+            self.add(self.entry(path, FOLDER | mode).uid(owner).gid(owner), &[])?;
+        }
+        Ok(())
+    }
+
+    /// A small system around busybox.
+    fn system(&mut self, busybox: &Busybox) -> io::Result<()> {
+        self.folders(&FOLDERS)?;
+        for (path, target) in [("sbin", "bin"), ("usr/bin", "../bin"), ("usr/sbin", "../bin"), ("var/tmp", "../tmp")] {
+            self.add(self.entry(path, LINK | 0o777), target.as_bytes())?;
+        }
+        self.file("bin/busybox", 0o755, &busybox.bytes)?;
+        for applet in busybox.applets.iter().filter(|name| *name != "busybox") {
+            self.add(self.entry(&format!("bin/{applet}"), LINK | 0o777), b"busybox")?;
+        }
+        self.file("etc/passwd", 0o644, PASSWD.as_bytes())?;
+        self.file("etc/group", 0o644, GROUP.as_bytes())
     }
 
     fn file(&mut self, path: &str, mode: u32, content: &[u8]) -> io::Result<()> {

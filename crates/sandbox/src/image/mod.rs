@@ -1,27 +1,40 @@
-//! What a guest boots from: the distribution's kernel, and an initramfs with the agent.
+//! What a guest boots from: a kernel, an initramfs with the agent, and, for any userland, a root file system.
 //!
-//! Nothing is installed on the host. The kernel's package is downloaded and unpacked once; an
-//! image is put together from it, a busybox and an agent, and kept under a name that is a digest
-//! of all three. Builders in several processes do not disturb each other: each builds in a folder
-//! of its own and renames it; one wins, and all use the winner's.
+//! | File of an image | Content |
+//! |---|---|
+//! | `vmlinuz` | the kernel: the distribution's, or one of the user's choice |
+//! | `initramfs` | the agent, modules, and a busybox unless there is a `rootfs` |
+//! | `rootfs` | a userland, read-only (erofs); the guest lays its memory over it |
+//! | `image.json` | what it is made of |
+//!
+//! Nothing is installed on the host. The kernel's package is downloaded and unpacked once; an image is put together
+//! from it, and kept under a name that is a digest of all its parts: its id. Builders in several processes do not
+//! disturb each other: each builds in a folder of its own and renames it; one wins, and all use the winner's.
+//! [`Images`] gives images names that people use.
 
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
+mod builder;
 mod busybox;
 mod error;
 mod initramfs;
 mod kernel;
+mod module;
 mod package;
+mod progress;
+mod rootfs;
+mod store;
 
-pub use error::ImageError;
+pub use builder::ImageBuilder;
+pub use error::{ImageError, Names};
+pub use progress::{BuildStep, Progress};
+pub use rootfs::Rootfs;
+pub use store::{ImageEntry, Images};
 
-/// Changes whenever images of the same parts come to differ.
-const FORMAT: &str = "throughline image 1";
 const KERNEL: &str = "vmlinuz";
 const INITRAMFS: &str = "initramfs";
 const DESCRIPTION: &str = "image.json";
@@ -40,6 +53,8 @@ struct Description {
     kernel: String,
     kernel_bytes: u64,
     initramfs_bytes: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    rootfs: Option<Rootfs>,
 }
 
 impl Image {
@@ -63,115 +78,57 @@ impl Image {
         self.folder.join(INITRAMFS)
     }
 
+    /// The root file system, if it has one of its own.
+    pub fn rootfs(&self) -> Option<&Rootfs> {
+        self.description.rootfs.as_ref()
+    }
+
+    /// The root file system's file.
+    pub fn rootfs_file(&self) -> Option<PathBuf> {
+        self.rootfs().map(|_| rootfs::path(&self.folder))
+    }
+
+    /// Bytes of all its files.
+    pub fn bytes(&self) -> u64 {
+        let Description { kernel_bytes, initramfs_bytes, rootfs, .. } = &self.description;
+        kernel_bytes + initramfs_bytes + rootfs.as_ref().map_or(0, |rootfs| rootfs.bytes)
+    }
+
+    /// Opens the root file system for a machine. While the file is open, by whatever process it was handed on to, the
+    /// image is in use and cannot be [removed](Images::remove).
+    pub(crate) fn open_rootfs(&self) -> Result<Option<File>, ImageError> {
+        let Some(path) = self.rootfs_file() else { return Ok(None) };
+        let file = File::open(&path).map_err(|source| ImageError::io("open the root file system", &path, source))?;
+        match file.try_lock_shared() {
+            Ok(()) => Ok(Some(file)),
+            Err(fs::TryLockError::WouldBlock) => {
+                Err(ImageError::Absent { name: self.id().to_owned(), there: Names(Vec::new()) })
+            }
+            Err(fs::TryLockError::Error(source)) => Err(ImageError::io("lock", &path, source)),
+        }
+    }
+
+    /// Compares the root file system with its digest. Blocks, for some seconds a GiB.
+    pub fn verify(&self) -> Result<(), ImageError> {
+        let Some((path, rootfs)) = self.rootfs_file().zip(self.rootfs()) else { return Ok(()) };
+        let failed = |source| ImageError::io("read the root file system", &path, source);
+        let found = File::open(&path).and_then(|file| rootfs::digest(file, &progress::Reporter::default()));
+        if found.map_err(failed)? == rootfs.digest {
+            return Ok(());
+        }
+        let reason = "it is damaged: its content is not what was built; remove the image, and build it again";
+        Err(ImageError::NoUserland { path, reason: reason.to_owned() })
+    }
+
     /// An image that was built before; None when it is not there, or not whole.
     fn open(folder: &Path) -> Option<Self> {
         let description: Description = serde_json::from_slice(&fs::read(folder.join(DESCRIPTION)).ok()?).ok()?;
         let image = Self { folder: folder.to_path_buf(), description };
         let length = |path: PathBuf| fs::metadata(path).map(|data| data.len()).ok();
         let whole = length(image.kernel()) == Some(image.description.kernel_bytes)
-            && length(image.initramfs()) == Some(image.description.initramfs_bytes);
+            && length(image.initramfs()) == Some(image.description.initramfs_bytes)
+            && image.rootfs().is_none_or(|rootfs| length(rootfs::path(folder)) == Some(rootfs.bytes));
         whole.then_some(image)
-    }
-}
-
-/// Builds images, or finds them built.
-#[derive(Clone, Debug)]
-pub struct ImageBuilder {
-    agent: Vec<u8>,
-    folder: PathBuf,
-    package_manager: PathBuf,
-    refresh: bool,
-}
-
-impl Default for ImageBuilder {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl ImageBuilder {
-    /// The usual image: this build's agent, the usual folder.
-    pub fn new() -> Self {
-        Self {
-            agent: crate::AGENT.to_vec(),
-            folder: crate::folders::data().join("images"),
-            package_manager: PathBuf::from("apt-get"),
-            refresh: false,
-        }
-    }
-
-    /// Uses this executable or script as process 1.
-    #[must_use]
-    pub fn agent(mut self, agent: impl Into<Vec<u8>>) -> Self {
-        self.agent = agent.into();
-        self
-    }
-
-    /// Keeps kernels and images in this folder.
-    #[must_use]
-    pub fn folder(mut self, folder: impl Into<PathBuf>) -> Self {
-        self.folder = folder.into();
-        self
-    }
-
-    /// Downloads packages with another program that understands `apt-get`'s arguments.
-    #[must_use]
-    pub fn package_manager(mut self, program: impl Into<PathBuf>) -> Self {
-        self.package_manager = program.into();
-        self
-    }
-
-    /// Asks the package manager for a newer kernel even if there is one.
-    #[must_use]
-    pub fn refresh(mut self) -> Self {
-        self.refresh = true;
-        self
-    }
-
-    /// Finds or builds the image. Blocks: a few milliseconds when it is there, some seconds, and
-    /// the network, when the kernel is not.
-    pub fn build(&self) -> Result<Image, ImageError> {
-        create_folder(&self.folder)?;
-        let packages = package::Manager::new(&self.package_manager);
-        let kernel = kernel::find_or_fetch(&self.folder.join("kernels"), &packages, self.refresh)?;
-        let busybox = busybox::find_or_fetch(&self.folder, &packages)?;
-        let id = self.id(&kernel, &busybox);
-        let folder = self.folder.join(&id);
-        if let Some(image) = Image::open(&folder) {
-            return Ok(image);
-        }
-        self.assemble(&kernel, &busybox, id, &folder)
-    }
-
-    fn id(&self, kernel: &kernel::Kernel, busybox: &busybox::Busybox) -> String {
-        let mut digest = Sha256::new();
-        for part in [FORMAT.as_bytes(), kernel.digest().as_bytes(), &busybox.bytes, &self.agent] {
-            digest.update((part.len() as u64).to_le_bytes());
-            digest.update(part);
-        }
-        hex(&digest.finalize()[..16])
-    }
-
-    fn assemble(
-        &self,
-        kernel: &kernel::Kernel,
-        busybox: &busybox::Busybox,
-        id: String,
-        folder: &Path,
-    ) -> Result<Image, ImageError> {
-        let failed = |source| ImageError::io("build the image in", &self.folder, source);
-        let building = tempfile::Builder::new().prefix(".building-").tempdir_in(&self.folder).map_err(failed)?;
-        let at = |name| building.path().join(name);
-        let kernel_bytes = fs::copy(kernel.file(), at(KERNEL)).map_err(failed)?;
-        let mut file = BufWriter::new(File::create(at(INITRAMFS)).map_err(failed)?);
-        initramfs::write(&mut file, &self.agent, busybox, kernel).map_err(failed)?;
-        let file = file.into_inner().map_err(|error| failed(error.into_error()))?;
-        let initramfs_bytes = file.metadata().map_err(failed)?.len();
-        let description = Description { id, kernel: kernel.name().to_owned(), kernel_bytes, initramfs_bytes };
-        let text = serde_json::to_vec_pretty(&description).map_err(|error| failed(error.into()))?;
-        fs::write(at(DESCRIPTION), text).map_err(failed)?;
-        publish(building, folder)?;
-        Image::open(folder).ok_or_else(|| failed(io::Error::other("it was changed while it was built")))
     }
 }
 

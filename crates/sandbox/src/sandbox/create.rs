@@ -93,6 +93,7 @@ impl SandboxBuilder {
             folder: places.runtime().to_path_buf(),
             memory_mib: self.memory_mib,
             region: region_file(&region)?,
+            rootfs: self.image.open_rootfs()?,
         };
         let kernel_arguments = std::mem::take(&mut self.kernel_arguments);
         let spec = BootSpec { config, image: &self.image, kernel_arguments, ram: current.join("ram") };
@@ -124,6 +125,7 @@ impl SandboxBuilder {
         starting.answer(link.identity_taken(starting.deadline)).await?;
         let about = About {
             image: self.image.id().to_owned(),
+            rootfs: self.image.rootfs().cloned(),
             kernel: self.image.kernel_version().to_owned(),
             memory_mib: self.memory_mib,
             agent,

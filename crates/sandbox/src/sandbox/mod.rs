@@ -15,6 +15,7 @@ use throughline::{ChannelId, Link};
 
 use crate::command::{Child, Command};
 use crate::engine::{Exit, Vm, VmRecord};
+use crate::image::Rootfs;
 use crate::places::Places;
 use crate::{SandboxError, bundle};
 
@@ -42,6 +43,7 @@ pub struct Sandbox {
 #[derive(Clone, Debug)]
 struct About {
     image: String,
+    rootfs: Option<Rootfs>,
     kernel: String,
     memory_mib: u32,
     agent: u32,

@@ -14,8 +14,9 @@ use super::snapshot::blocking;
 use super::start::{Starting, identity, region_file};
 use super::{About, Sandbox, SandboxBuilder, Timings, write_record};
 use crate::SandboxError;
-use crate::bundle::{Bundle, BundleError, MANIFEST, RAM, REGION, SIDECAR, STATE};
+use crate::bundle::{Bundle, BundleError, MANIFEST, Manifest, RAM, REGION, SIDECAR, STATE};
 use crate::engine::{Engine, LoadSpec, Qemu, VmConfig};
+use crate::image::Images;
 use crate::places::Places;
 use crate::zeros::{PAGE, is_zero};
 
@@ -27,12 +28,20 @@ pub struct Restore {
     engine: Option<Arc<dyn Engine>>,
     deadline: Duration,
     index: u64,
+    images: Images,
 }
 
 impl Sandbox {
     /// A sandbox that goes on where a snapshot was taken.
     pub fn restore(bundle: Bundle) -> Restore {
-        Restore { bundle, name: None, engine: None, deadline: SandboxBuilder::DEFAULT_DEADLINE, index: 0 }
+        Restore {
+            bundle,
+            name: None,
+            engine: None,
+            deadline: SandboxBuilder::DEFAULT_DEADLINE,
+            index: 0,
+            images: Images::new(),
+        }
     }
 }
 
@@ -61,6 +70,12 @@ impl Restore {
         self
     }
 
+    /// Where to look for the image with the guest's root file system; the usual images without this.
+    pub fn images(mut self, images: Images) -> Self {
+        self.images = images;
+        self
+    }
+
     /// Restores, and returns when the guest is ready: it has taken on its new identity. Channels that
     /// were open wait to be adopted, with their unread bytes; an [`Event::Restored`] tells of it.
     ///
@@ -74,6 +89,7 @@ impl Restore {
         let engine = self.engine.take().unwrap_or_else(|| Arc::new(Qemu::new()));
         self.bundle.check_machine(&engine.capabilities().await?.machine)?;
         self.check_agent()?;
+        let rootfs = self.open_rootfs()?;
         let checking = {
             let bundle = self.bundle.clone();
             tokio::task::spawn_blocking(move || bundle.check(RAM))
@@ -87,6 +103,7 @@ impl Restore {
                 folder: places.runtime().to_path_buf(),
                 memory_mib: manifest.memory_mib,
                 region: region_file(&region)?,
+                rootfs,
             },
             machine: manifest.machine.clone(),
             ram: open_ram(&self.bundle)?,
@@ -98,6 +115,7 @@ impl Restore {
         let starting = Starting { vm, places, deadline: self.deadline, started };
         let about = About {
             image: manifest.image.clone(),
+            rootfs: manifest.rootfs.clone(),
             kernel: manifest.kernel.clone(),
             memory_mib: manifest.memory_mib,
             agent: manifest.agent,
@@ -120,6 +138,20 @@ impl Restore {
     fn check_agent(&self) -> Result<(), SandboxError> {
         let (found, expected) = (self.bundle.manifest().agent, throughline_wire::PROTOCOL);
         if found == expected { Ok(()) } else { Err(SandboxError::Agent { found, expected }) }
+    }
+
+    /// The root file system that the guest goes on reading, if it has one of its own.
+    fn open_rootfs(&self) -> Result<Option<File>, SandboxError> {
+        let Manifest { image, rootfs, .. } = self.bundle.manifest();
+        let Some(rootfs) = rootfs else { return Ok(None) };
+        match self.images.with_rootfs(image, &rootfs.digest)? {
+            Some(image) => Ok(image.open_rootfs()?),
+            None => Err(SandboxError::ImageMissing {
+                image: image.clone(),
+                source_name: rootfs.source.clone(),
+                folder: self.images.place().to_path_buf(),
+            }),
+        }
     }
 
     /// Copies region and sidecar, and makes them a timeline of their own.

@@ -243,13 +243,14 @@ impl Sandbox {
     }
 
     fn manifest(&self, quiesced: bool, carried: Carried) -> Manifest {
-        let About { image, kernel, memory_mib, agent, .. } = self.about.clone();
+        let About { image, rootfs, kernel, memory_mib, agent, .. } = self.about.clone();
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Manifest {
             version: VERSION,
             created_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
             machine: self.vm.record().machine.clone(),
             image,
+            rootfs,
             kernel,
             memory_mib,
             agent,

@@ -12,8 +12,11 @@ mod identity;
 mod in_flight;
 mod numbered;
 mod quiet;
+mod rootfs;
 mod secrets;
 mod space;
 mod support;
 mod terminal;
 mod unquiesced;
+#[path = "../userland/mod.rs"]
+mod userland;

@@ -84,7 +84,7 @@ fn config(folder: &Path) -> VmConfig {
     let region = options.read(true).write(true).create(true).truncate(false).open(folder.join("region"));
     let region = region.expect("a region");
     region.set_len(REGION).expect("a region's length");
-    VmConfig { folder: folder.to_path_buf(), memory_mib: MEMORY, region }
+    VmConfig { folder: folder.to_path_buf(), memory_mib: MEMORY, region, rootfs: None }
 }
 
 impl Guest {

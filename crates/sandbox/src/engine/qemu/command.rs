@@ -26,6 +26,8 @@ const CONTROL_FD: i32 = 12;
 const BELL_FD: i32 = 13;
 /// The device state to load.
 const STATE_FD: i32 = 14;
+/// The root file system.
+const ROOTFS_FD: i32 = 15;
 
 /// What makes the kernel start faster, take shorter ways afterwards (no pressure accounting, no watchdogs, of the
 /// security modules those only that programs use themselves), and end the machine when it panics.
@@ -71,12 +73,21 @@ impl Builder {
         builder.board(machine);
         builder.memory(config.memory_mib, length, mapping);
         builder.channels(folder);
+        // Last, so that all other devices have the same addresses in every machine.
+        if let Some(rootfs) = &config.rootfs {
+            let rootfs =
+                rootfs.try_clone().map_err(|e| EngineError::io("share the root file system for", folder, e))?;
+            builder.disk(rootfs);
+        }
         Ok(builder)
     }
 
     /// Adds what a booting machine needs.
     pub(super) fn boot(mut self, image: &Image, region: u64, extra: &[String]) -> Self {
         let mut append = format!("{KERNEL_ARGUMENTS} throughline.region={REGION_ADDRESS:#x},{region}");
+        if image.rootfs().is_some() {
+            append.push_str(" throughline.root=/dev/vda");
+        }
         for word in extra {
             append.push(' ');
             append.push_str(word);
@@ -130,6 +141,15 @@ impl Builder {
         self.command
             .args(["-m", &size, "-object", &ram, "-object", &shared])
             .args(["-device", &format!("virtio-pmem-pci,memdev=region,id=pmem0,memaddr={REGION_ADDRESS:#x}")]);
+    }
+
+    /// A disk that nobody writes. The file's lock is ours to keep: it says that the image is in use.
+    fn disk(&mut self, rootfs: File) {
+        self.inherit(rootfs, ROOTFS_FD);
+        self.command
+            .args(["-add-fd", &format!("fd={ROOTFS_FD},set=1")])
+            .args(["-blockdev", "driver=file,node-name=rootfs,filename=/dev/fdset/1,read-only=on,locking=off"])
+            .args(["-device", "virtio-blk-pci,drive=rootfs,id=disk0"]);
     }
 
     fn channels(&mut self, folder: &Path) {

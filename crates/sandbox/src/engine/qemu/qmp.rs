@@ -94,7 +94,7 @@ impl Qmp {
 
     /// Writes the device state of a paused machine to `path`.
     pub(super) async fn save_devices(&self, path: String) -> Result<(), EngineError> {
-        // `live` on a paused machine would give up its (non-existent) disks.
+        // Without `live`, a paused machine keeps its disk, and can go on.
         let command = qmp::xen_save_devices_state { live: Some(false), filename: path };
         self.execute("save its devices", command).await.map(drop)
     }
