@@ -154,6 +154,12 @@ fn a_name_is_an_image_until_another_one_gets_it_or_it_is_removed() {
     assert!(matches!(images.open_or_build("none", &script("other")), Err(ImageError::Absent { .. })));
     let made = images.open_or_build(Images::DEFAULT, &script("default")).unwrap();
     assert_eq!(images.open(Images::DEFAULT).unwrap(), made);
+    let updated = images.open_or_build(Images::DEFAULT, &script("updated")).unwrap();
+    assert!(updated != made && images.open(Images::DEFAULT).unwrap() == updated);
+    fs::create_dir(folder.path().join("tree")).unwrap();
+    fs::write(folder.path().join("tree/file"), "").unwrap();
+    let own = images.build(Images::DEFAULT, &script("own").rootfs(folder.path().join("tree"))).unwrap();
+    assert_eq!(images.open_or_build(Images::DEFAULT, &script("updated")).unwrap(), own);
 }
 
 #[test]
@@ -229,6 +235,32 @@ fn a_folder_becomes_a_userland_and_what_is_none_is_refused() {
         assert!(refused(name).contains(reason), "{name}: {}", refused(name));
     }
     assert_eq!(images.open("own").unwrap(), image, "the image of that name is as it was");
+}
+
+#[test]
+fn an_archive_writes_nothing_outside_of_its_image() {
+    let folder = tempfile::tempdir().unwrap();
+    let images = store(&folder.path().join("images"));
+    let (victim, archive) = (folder.path().join("victim"), folder.path().join("bad.tar"));
+    fs::create_dir(&victim).unwrap();
+    fs::write(folder.path().join("file"), "payload").unwrap();
+    let tar = |arguments: &[&str]| {
+        let mut tar = Command::new("tar");
+        tar.args(["-P", "-C"]).arg(folder.path()).arg("-f").arg(&archive).args(arguments);
+        assert!(tar.status().unwrap().success());
+    };
+    // A way up, a place in the host, and a link to lead there.
+    std::os::unix::fs::symlink(&victim, folder.path().join("link")).unwrap();
+    let outside = format!("--transform=s,^file$,{}/absolute,", victim.display());
+    tar(&["-c", "--transform=s,^file$,../../victim/up,", "file"]);
+    assert!(images.build("bad", &ImageBuilder::new().rootfs(&archive)).is_err());
+    tar(&["-c", &outside, "file"]);
+    tar(&["-r", "link"]);
+    tar(&["-r", "--transform=s,^file$,link/linked,", "file"]);
+    // Refused or not: what matters is where it writes.
+    let _ = images.build("bad", &ImageBuilder::new().rootfs(&archive));
+    assert_eq!(fs::read_dir(&victim).unwrap().count(), 0);
+    assert!(!folder.path().join("images/victim").exists());
 }
 
 #[test]

@@ -5,13 +5,13 @@ use std::io::{self, BufWriter};
 use std::path::PathBuf;
 
 use sha2::{Digest, Sha256};
-use tempfile::TempDir;
 
 use super::busybox::{self, Busybox};
 use super::error::ImageError;
 use super::kernel::{self, Kernel};
 use super::progress::{BuildStep, Progress, Reporter};
 use super::rootfs::{self, Rootfs};
+use super::scratch::Scratch;
 use super::{DESCRIPTION, Description, INITRAMFS, Image, KERNEL, create_folder, hex, initramfs, package, publish};
 
 /// Changes whenever images of the same parts come to differ.
@@ -118,7 +118,7 @@ impl ImageBuilder {
     pub fn build(&self) -> Result<Image, ImageError> {
         create_folder(&self.folder)?;
         let failed = |source| ImageError::io("build an image in", &self.folder, source);
-        let temporary = || tempfile::Builder::new().prefix(".building-").tempdir_in(&self.folder).map_err(failed);
+        let temporary = || Scratch::new(&self.folder).map_err(failed);
         let packages = package::Manager::new(&self.package_manager);
         // Lives as long as a kernel in it.
         let chosen = temporary()?;
@@ -159,8 +159,13 @@ impl ImageBuilder {
         hex(&digest.finalize()[..16])
     }
 
+    /// Digest of the agent.
+    pub(super) fn agent_digest(&self) -> String {
+        hex(&Sha256::digest(&self.agent))
+    }
+
     /// Completes the folder, and gives it its name.
-    fn assemble(&self, parts: Parts<'_>, id: String, building: TempDir) -> Result<(), ImageError> {
+    fn assemble(&self, parts: Parts<'_>, id: String, building: Scratch) -> Result<(), ImageError> {
         self.reporter.tell(BuildStep::Assemble, 0, None);
         let failed = |source| ImageError::io("build the image in", &self.folder, source);
         let at = |name| building.path().join(name);
@@ -171,10 +176,18 @@ impl ImageBuilder {
         let initramfs_bytes = file.metadata().map_err(failed)?.len();
         let kernel = parts.kernel.name().to_owned();
         let folder = self.folder.join(&id);
-        let description = Description { id, kernel, kernel_bytes, initramfs_bytes, rootfs: parts.rootfs };
+        let description = Description {
+            id,
+            kernel,
+            kernel_bytes,
+            initramfs_bytes,
+            rootfs: parts.rootfs,
+            agent: self.agent_digest(),
+            plain: self.kernel.is_none() && self.rootfs.is_none(),
+        };
         let text = serde_json::to_vec_pretty(&description).map_err(|error| failed(error.into()))?;
         fs::write(at(DESCRIPTION), text).map_err(failed)?;
-        publish(building, &folder)
+        publish(building.finish(), &folder)
     }
 }
 

@@ -12,6 +12,7 @@ use super::error::ImageError;
 use super::module::{Module, Modules};
 use super::package::{Manager, run};
 use super::progress::Reporter;
+use super::scratch::Scratch;
 use super::{create_folder, hex, publish, write};
 
 /// Depends on the current kernel for virtual machines.
@@ -109,10 +110,9 @@ fn newest(folder: &Path) -> Result<Option<Kernel>, ImageError> {
 fn fetch(folder: &Path, packages: &Manager<'_>, reporter: &Reporter) -> Result<Kernel, ImageError> {
     let failed = |source| ImageError::io("unpack the kernel in", folder, source);
     let package = packages.dependency(META_PACKAGE, PREFIX)?;
-    let temporary = |prefix| tempfile::Builder::new().prefix(prefix).tempdir_in(folder).map_err(failed);
-    let download = temporary(".download-")?;
+    let download = Scratch::new(folder).map_err(failed)?;
     let (name, unpacked) = packages.unpack(&package, download.path(), reporter)?;
-    let building = temporary(".building-")?;
+    let building = Scratch::new(folder).map_err(failed)?;
     let incomplete = |file: String| ImageError::Incomplete { package: package.clone(), file };
     let release = package.strip_prefix(PREFIX).unwrap_or(&package);
     let file = unpacked.join("boot").join(format!("vmlinuz-{release}"));
@@ -127,7 +127,7 @@ fn fetch(folder: &Path, packages: &Manager<'_>, reporter: &Reporter) -> Result<K
         error => error,
     })?;
     let folder = folder.join(name);
-    publish(building, &folder)?;
+    publish(building.finish(), &folder)?;
     Kernel::open(&folder).ok_or_else(|| incomplete(FILE.into()))
 }
 

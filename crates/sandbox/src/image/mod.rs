@@ -27,6 +27,7 @@ mod module;
 mod package;
 mod progress;
 mod rootfs;
+mod scratch;
 mod store;
 
 pub use builder::ImageBuilder;
@@ -55,6 +56,12 @@ struct Description {
     initramfs_bytes: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     rootfs: Option<Rootfs>,
+    /// Digest of the agent.
+    #[serde(default)]
+    agent: String,
+    /// Whether nothing of it was the user's choice: anybody can build it again.
+    #[serde(default)]
+    plain: bool,
 }
 
 impl Image {

@@ -3,7 +3,6 @@
 use std::env;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -104,7 +103,8 @@ pub(super) fn find_program(program: &str) -> Result<PathBuf, ImageError> {
 
 /// The error for a program that is not there, with where it comes from.
 fn missing(program: &str) -> ImageError {
-    const PACKAGES: [(&str, &str); 6] = [
+    const PACKAGES: [(&str, &str); 7] = [
+        ("bzip2", "bzip2"),
         ("mkfs.erofs", "erofs-utils"),
         ("fakeroot", "fakeroot"),
         ("tar", "tar"),
@@ -153,8 +153,6 @@ impl Task<'_> {
         let mut output = tempfile::tempfile().map_err(failed)?;
         let share = |file: &File| file.try_clone().map_err(failed);
         command.stdin(self.stdin).stdout(share(&output)?).stderr(share(&output)?).env("LC_ALL", "C");
-        // A group of its own: what the program starts ends with it.
-        command.process_group(0);
         let child = match command.spawn() {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(missing(&program)),
             child => child.map_err(failed)?,
@@ -183,7 +181,7 @@ fn wait(mut child: Child, deadline: Duration, tick: &mut dyn FnMut()) -> io::Res
         }
         tick();
     }
-    rustix::process::kill_process_group(pid, rustix::process::Signal::KILL)?;
+    child.kill()?;
     child.wait()?;
     Ok(None)
 }

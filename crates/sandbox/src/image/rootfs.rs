@@ -96,6 +96,9 @@ fn of_archive(archive: &Path, to: &Path, scratch: &Path, reporter: &Reporter) ->
     let failed = |error| ImageError::io("open the userland", archive, error);
     let file = File::open(archive).map_err(failed)?;
     let compression = compression(archive, &file).map_err(failed)??;
+    if let Some(program) = compression.strip_prefix("--") {
+        find_program(program)?;
+    }
     // Named by the script from its own folder.
     let path = std::path::absolute(archive).map_err(failed)?;
     let tree = scratch.join("userland");

@@ -102,10 +102,18 @@ impl Images {
         }
     }
 
-    /// The image of this name; builds the default one where it is missing. Blocks: [`ImageBuilder::build`].
+    /// The image of this name; builds the default one where it is missing, or was built with another agent, as after
+    /// an update. An image of the user's own choice under that name stays. Blocks: [`ImageBuilder::build`].
     pub fn open_or_build(&self, name: &str, builder: &ImageBuilder) -> Result<Image, ImageError> {
         match self.open(name) {
             Err(ImageError::Absent { .. }) if name == Self::DEFAULT => self.build(name, builder),
+            Ok(image)
+                if name == Self::DEFAULT
+                    && image.description.plain
+                    && image.description.agent != builder.agent_digest() =>
+            {
+                self.build(name, builder)
+            }
             found => found,
         }
     }

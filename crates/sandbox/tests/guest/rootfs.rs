@@ -37,6 +37,8 @@ async fn vm_userland_is_the_root_of_all_that_the_user_runs() {
             ("test -s /run/throughline/epoch && grep -c localhost /etc/hosts && cat /etc/resolv.conf", "2\nnameserver 10.0.2.3"),
             ("echo $PATH $HOME $PWD", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin /root /"),
             ("echo changed > /etc/passwd.new && rm /data && cat /etc/passwd.new; ls /data 2>&1 | tail -c 10", "changed\ndirectory"),
+            // Of 256 MiB, the kernel takes less than a fifth.
+            ("awk '/MemTotal/ { print ($2 > 210000) }' /proc/meminfo", "1"),
             // The kernel refuses it to whoever is in a chroot.
             ("unshare -U true && echo allowed", "allowed"),
         ] {
