@@ -29,7 +29,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 fn build() -> Result<PathBuf, Box<dyn Error>> {
     let workspace = workspace()?;
-    for source in ["agent", "link", "ring", "shmem", "wire"] {
+    for source in ["agent", "files", "link", "ring", "shmem", "wire"] {
         for part in ["Cargo.toml", "src"] {
             let path = workspace.join("crates").join(source).join(part);
             println!("cargo::rerun-if-changed={}", path.display());

@@ -3,14 +3,14 @@
 //! ```text
 //!   boot      mounts, modules, the region at its address, the doorbell
 //!   control   identity before anything else; quiesce and lift
-//!   services  one task a channel: exec, echo, sequence, report, ticker, info, power
+//!   services  one task a channel: exec, files, echo, sequence, report, ticker, info, power
 //!   reaper    the only one that waits for children
 //! ```
 //!
-//! It moves all bytes itself, in one thread, and so cannot be killed apart from the guest. Nothing that a
-//! request says makes it panic: a panic of process 1 is the end of the guest. What belongs to the user runs
-//! in one control group, which is frozen for a snapshot, and nothing of it is started while the gate is
-//! closed: at boot and after a restore until the identity is repaired.
+//! It moves all bytes itself, in one thread (only file systems are touched in others, a transfer each), and so
+//! cannot be killed apart from the guest. Nothing that a request says makes it panic: a panic of process 1 is
+//! the end of the guest. What belongs to the user runs in one control group, which is frozen for a snapshot, and
+//! nothing of it is started while the gate is closed: at boot and after a restore until the identity is repaired.
 
 pub mod accounts;
 pub mod agent;

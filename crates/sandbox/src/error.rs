@@ -75,6 +75,14 @@ pub enum SandboxError {
     /// A command did not start.
     #[error("the command did not start: {}", .0.message)]
     Command(throughline_wire::exec::Failure),
+    /// Something was not copied. What was copied before stays.
+    #[error("cannot copy {failure}{}", already(.before))]
+    Files {
+        /// Why not.
+        failure: throughline_wire::files::Failure,
+        /// What was copied before.
+        before: throughline_wire::files::Summary,
+    },
     /// The guest's answer makes no sense.
     #[error("the guest's agent answered nonsense: {0}")]
     Nonsense(String),
@@ -94,5 +102,13 @@ pub enum SandboxError {
 impl SandboxError {
     pub(crate) fn io(doing: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Io { doing, source }
+    }
+}
+
+/// What a copy that failed leaves.
+fn already(before: &throughline_wire::files::Summary) -> String {
+    match (before.entries, before.bytes) {
+        (0, 0) => String::new(),
+        (entries, bytes) => format!("; {entries} files and folders, {bytes} bytes, were copied before, and stay"),
     }
 }

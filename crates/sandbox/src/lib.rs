@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`image`] | what a guest boots from: kernel and initramfs, built once and cached by content |
 //! | [`Sandbox`] | a running guest: boot, exec, snapshot, restore, kill |
+//! | [`files`] | copying files into a guest and out of it |
 //! | [`bundle`] | a snapshot on disk |
 //! | [`engine`] | one trait for virtual machine monitors; QEMU is the first |
 
@@ -11,6 +12,7 @@ pub mod bundle;
 mod command;
 pub mod engine;
 mod error;
+pub mod files;
 mod folders;
 pub mod image;
 mod places;

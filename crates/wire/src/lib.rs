@@ -7,6 +7,7 @@
 //!   port::EXEC      messages           one command: exec::Request →, ← exec::Event
 //!   port::INFO      messages           who the guest is now: info::Request →, ← info::Info
 //!   port::POWER     messages           end the guest: power::Request →, ← power::Reply
+//!   port::FILES     messages           files into the guest and out of it: files::Request →, data both ways, ← files::Reply
 //!   port::ECHO      messages, stream   what comes goes back
 //!   port::ECHO_POLL messages           the same by busy polling, after an echo::Poll
 //!   port::TICKER    messages           a clock to measure stand-still with: ticker::Request →, ← ticker::Tick
@@ -38,6 +39,7 @@
 mod codec;
 pub mod echo;
 pub mod exec;
+pub mod files;
 pub mod info;
 pub mod port;
 pub mod power;

@@ -21,18 +21,20 @@ pub use files::{FilesError, machine_id};
 pub use hooks::HookError;
 pub use kernel::KernelError;
 
-/// Where the identity leaves its traces.
+/// Where files of the guest lie.
 #[derive(Debug, Clone)]
 pub struct Places {
     /// `/etc`: machine-id, hostname, and `throughline/restore.d` with the hooks.
     pub etc: PathBuf,
     /// `/run/throughline`: the file `epoch`.
     pub run: PathBuf,
+    /// `/`: the user's root, in which files are copied.
+    pub root: PathBuf,
 }
 
 impl Default for Places {
     fn default() -> Self {
-        Self { etc: "/etc".into(), run: "/run/throughline".into() }
+        Self { etc: "/etc".into(), run: "/run/throughline".into(), root: "/".into() }
     }
 }
 

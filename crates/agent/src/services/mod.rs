@@ -1,6 +1,7 @@
 //! The services on their ports: each channel is a task of its own.
 
 mod echo;
+mod files;
 mod info;
 mod power;
 mod report;
@@ -97,6 +98,7 @@ async fn handle(agent: &Agent, link: &Link, port: u32, channel: Channel) -> Resu
         (port::SEQUENCE, Channel::Messages(messages)) => sequence::messages(&agent.ledger, messages).await,
         (port::REPORT, Channel::Messages(messages)) => report::serve(&agent.ledger, messages).await,
         (port::TICKER, Channel::Messages(messages)) => ticker::serve(messages).await,
+        (port::FILES, Channel::Messages(messages)) => files::serve(agent, messages).await,
         (port::INFO, Channel::Messages(messages)) => info::serve(agent, link, messages).await,
         (port::POWER, Channel::Messages(messages)) => power::serve(agent, messages).await,
         // A kind that the port does not serve: the channel closes.

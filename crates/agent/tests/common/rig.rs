@@ -55,8 +55,9 @@ impl Rig {
         let host = Link::host(region, sidecar).doorbell(host_bell).attach().unwrap();
         let builder = Link::guest(guest).doorbell(guest_bell).agent_version(PROTOCOL);
         let guest = port::ALL.into_iter().fold(builder, LinkBuilder::listen).attach().unwrap();
-        let places = Places { etc: folder.join("etc"), run: folder.join("run") };
+        let places = Places { etc: folder.join("etc"), run: folder.join("run"), root: folder.join("root") };
         std::fs::create_dir(&places.etc).unwrap();
+        std::fs::create_dir(&places.root).unwrap();
         let options = Options { group: Some(&group), is_init: false, places, switches };
         let agent = Rc::new(Agent::new(&options).unwrap());
         let agent = spawn_local(agent.run(guest.clone()));

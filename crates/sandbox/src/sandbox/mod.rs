@@ -15,6 +15,7 @@ use throughline::{ChannelId, Link};
 
 use crate::command::{Child, Command};
 use crate::engine::{Exit, Vm, VmRecord};
+use crate::files::Files;
 use crate::image::Rootfs;
 use crate::places::Places;
 use crate::{SandboxError, bundle};
@@ -106,6 +107,11 @@ impl Sandbox {
     /// A command to run in the guest.
     pub fn command(&self, program: impl AsRef<[u8]>) -> Command<'_> {
         Command::new(self, program.as_ref())
+    }
+
+    /// The guest's files.
+    pub fn files(&self) -> Files<'_> {
+        Files::new(self)
     }
 
     /// Takes over a command whose channel nobody holds, after a restore: its events go on where the

@@ -6,6 +6,7 @@
 mod bell;
 mod ends;
 mod exec;
+mod files;
 mod folders;
 mod host_death;
 mod identity;
