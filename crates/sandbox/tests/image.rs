@@ -150,16 +150,34 @@ fn a_name_is_an_image_until_another_one_gets_it_or_it_is_removed() {
     for bad in ["../x", "", nameless.id()] {
         assert!(matches!(images.build(bad, &script("bad")), Err(ImageError::Name(_))), "{bad}");
     }
-    assert_eq!(images.open_or_build("one", &script("other")).unwrap(), third);
-    assert!(matches!(images.open_or_build("none", &script("other")), Err(ImageError::Absent { .. })));
+    assert!(matches!(images.open_or_build("none", &script("third")), Err(ImageError::Absent { .. })));
     let made = images.open_or_build(Images::DEFAULT, &script("default")).unwrap();
     assert_eq!(images.open(Images::DEFAULT).unwrap(), made);
-    let updated = images.open_or_build(Images::DEFAULT, &script("updated")).unwrap();
-    assert!(updated != made && images.open(Images::DEFAULT).unwrap() == updated);
+}
+
+#[test]
+fn an_image_gets_the_agent_of_the_release_that_uses_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let images = store(folder.path());
     fs::create_dir(folder.path().join("tree")).unwrap();
     fs::write(folder.path().join("tree/file"), "").unwrap();
-    let own = images.build(Images::DEFAULT, &script("own").rootfs(folder.path().join("tree"))).unwrap();
-    assert_eq!(images.open_or_build(Images::DEFAULT, &script("updated")).unwrap(), own);
+    for (name, rootfs) in [("plain", false), ("own", true)] {
+        let builder = |text: &str| {
+            let builder = script(text);
+            if rootfs { builder.rootfs(folder.path().join("tree")) } else { builder }
+        };
+        let old = images.build(name, &builder("old")).unwrap();
+        assert_eq!(images.open_or_build(name, &script("old")).unwrap(), old);
+        let new = images.open_or_build(name, &script("a new and longer one")).unwrap();
+        assert_eq!(images.open(name).unwrap(), new);
+        assert!(images.open(old.id()).is_err(), "the old one is gone");
+        // To the byte what a builder makes of the same.
+        let initramfs = fs::read(new.initramfs()).unwrap();
+        images.remove(name).unwrap();
+        let built = images.build(name, &builder("a new and longer one")).unwrap();
+        assert_eq!((built.id(), built.rootfs()), (new.id(), new.rootfs()));
+        assert!(fs::read(built.initramfs()).unwrap() == initramfs);
+    }
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! Building images.
 
 use std::fs::{self, File};
-use std::io::{self, BufWriter};
-use std::path::PathBuf;
+use std::io::{self, BufWriter, Read};
+use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
@@ -15,7 +15,7 @@ use super::scratch::Scratch;
 use super::{DESCRIPTION, Description, INITRAMFS, Image, KERNEL, create_folder, hex, initramfs, package, publish};
 
 /// Changes whenever images of the same parts come to differ.
-const FORMAT: &str = "throughline image 2";
+const FORMAT: &str = "throughline image 3";
 
 /// Builds images, or finds them built.
 #[derive(Clone, Debug)]
@@ -138,55 +138,84 @@ impl ImageBuilder {
             }
             None => parts.busybox = Some(busybox::find_or_fetch(&self.folder, &packages, &self.reporter)?),
         }
-        let id = self.id(&parts);
+        let id = self.id(&parts.base(), parts.rootfs.as_ref());
         let folder = self.folder.join(&id);
         if let Some(image) = Image::open(&folder) {
             return Ok(image);
         }
         self.assemble(parts, id, building)?;
-        let changed = || failed(io::Error::other("it was changed while it was built"));
-        Image::open(&folder).ok_or_else(changed)
+        self.built(&folder)
     }
 
-    fn id(&self, parts: &Parts<'_>) -> String {
-        let busybox = parts.busybox.as_ref().map_or(&[][..], |busybox| &busybox.bytes);
-        let rootfs = parts.rootfs.as_ref().map_or("", |rootfs| &rootfs.digest);
-        let mut digest = Sha256::new();
-        for part in [FORMAT.as_bytes(), parts.kernel.digest().as_bytes(), busybox, rootfs.as_bytes(), &self.agent] {
-            digest.update((part.len() as u64).to_le_bytes());
-            digest.update(part);
+    /// The same image with this builder's agent, found or put together: as after an update.
+    pub(super) fn renew(&self, image: &Image) -> Result<Image, ImageError> {
+        let Description { base, base_bytes, rootfs, .. } = &image.description;
+        let id = self.id(base, rootfs.as_ref());
+        let folder = self.folder.join(&id);
+        if let Some(image) = Image::open(&folder) {
+            return Ok(image);
         }
-        hex(&digest.finalize()[..16])
+        let failed = |source| ImageError::io("renew the image in", &self.folder, source);
+        let building = Scratch::new(&self.folder).map_err(failed)?;
+        let at = |name| building.path().join(name);
+        fs::hard_link(image.kernel(), at(KERNEL)).map_err(failed)?;
+        if let Some(file) = image.rootfs_file() {
+            fs::hard_link(file, rootfs::path(building.path())).map_err(failed)?;
+        }
+        let mut file = File::create(at(INITRAMFS)).map_err(failed)?;
+        let old = File::open(image.initramfs()).map_err(failed)?;
+        io::copy(&mut old.take(*base_bytes), &mut file).map_err(failed)?;
+        let description = Description { id, ..image.description.clone() };
+        self.complete(file, description, building)?;
+        self.built(&folder)
+    }
+
+    fn built(&self, folder: &Path) -> Result<Image, ImageError> {
+        let changed = || io::Error::other("it was changed while it was built");
+        Image::open(folder).ok_or_else(|| ImageError::io("build an image in", &self.folder, changed()))
+    }
+
+    fn id(&self, base: &str, rootfs: Option<&Rootfs>) -> String {
+        let rootfs = rootfs.map_or("", |rootfs| &rootfs.digest);
+        digest_of(&[FORMAT.as_bytes(), base.as_bytes(), rootfs.as_bytes(), &self.agent])
     }
 
     /// Digest of the agent.
     pub(super) fn agent_digest(&self) -> String {
-        hex(&Sha256::digest(&self.agent))
+        digest_of(&[&self.agent])
     }
 
-    /// Completes the folder, and gives it its name.
+    /// Fills the folder, and gives it its name.
     fn assemble(&self, parts: Parts<'_>, id: String, building: Scratch) -> Result<(), ImageError> {
         self.reporter.tell(BuildStep::Assemble, 0, None);
-        let failed = |source| ImageError::io("build the image in", &self.folder, source);
+        let failed = |source| ImageError::io("build an image in", &self.folder, source);
         let at = |name| building.path().join(name);
         let kernel_bytes = fs::copy(parts.kernel.file(), at(KERNEL)).map_err(failed)?;
         let mut file = BufWriter::new(File::create(at(INITRAMFS)).map_err(failed)?);
-        initramfs::write(&mut file, &self.agent, parts.busybox.as_ref(), parts.kernel).map_err(failed)?;
+        initramfs::write_base(&mut file, parts.busybox.as_ref(), parts.kernel).map_err(failed)?;
         let file = file.into_inner().map_err(|error| failed(error.into_error()))?;
-        let initramfs_bytes = file.metadata().map_err(failed)?.len();
-        let kernel = parts.kernel.name().to_owned();
-        let folder = self.folder.join(&id);
         let description = Description {
             id,
-            kernel,
+            kernel: parts.kernel.name().to_owned(),
             kernel_bytes,
-            initramfs_bytes,
+            initramfs_bytes: 0,
+            base: parts.base(),
+            base_bytes: file.metadata().map_err(failed)?.len(),
             rootfs: parts.rootfs,
-            agent: self.agent_digest(),
-            plain: self.kernel.is_none() && self.rootfs.is_none(),
+            agent: String::new(),
         };
+        self.complete(file, description, building)
+    }
+
+    /// Adds the agent to what there is of an initramfs, describes the image, and gives its folder its name.
+    fn complete(&self, mut file: File, mut description: Description, building: Scratch) -> Result<(), ImageError> {
+        let failed = |source| ImageError::io("build an image in", &self.folder, source);
+        initramfs::write_agent(&mut file, &self.agent).map_err(failed)?;
+        description.initramfs_bytes = file.metadata().map_err(failed)?.len();
+        description.agent = self.agent_digest();
+        let folder = self.folder.join(&description.id);
         let text = serde_json::to_vec_pretty(&description).map_err(|error| failed(error.into()))?;
-        fs::write(at(DESCRIPTION), text).map_err(failed)?;
+        fs::write(building.path().join(DESCRIPTION), text).map_err(failed)?;
         publish(building.finish(), &folder)
     }
 }
@@ -196,4 +225,22 @@ struct Parts<'a> {
     kernel: &'a Kernel,
     busybox: Option<Busybox>,
     rootfs: Option<Rootfs>,
+}
+
+impl Parts<'_> {
+    /// Digest of what the initramfs is made of, but for the agent.
+    fn base(&self) -> String {
+        let busybox = self.busybox.as_ref().map_or(&[][..], |busybox| &busybox.bytes);
+        digest_of(&[self.kernel.digest().as_bytes(), busybox])
+    }
+}
+
+/// Digest of several parts, in hexadecimal.
+fn digest_of(parts: &[&[u8]]) -> String {
+    let mut digest = Sha256::new();
+    for part in parts {
+        digest.update((part.len() as u64).to_le_bytes());
+        digest.update(part);
+    }
+    hex(&digest.finalize()[..16])
 }

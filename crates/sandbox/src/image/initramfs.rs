@@ -1,4 +1,4 @@
-//! The guest's first file system, as a cpio archive. Where there is a userland, it is left behind soon.
+//! The guest's first file system, as two cpio archives. Where there is a userland, it is left behind soon.
 
 use std::fs;
 use std::io::{self, Write};
@@ -45,9 +45,9 @@ const FIRST_FOLDERS: [(&str, u32); 7] = [
     ("tmp", 0o1777),
 ];
 
-/// Writes the archive: process 1, the modules with their order, and busybox under all its names; or, without
-/// busybox, what leads to a userland.
-pub(super) fn write(to: impl Write, agent: &[u8], busybox: Option<&Busybox>, kernel: &Kernel) -> io::Result<()> {
+/// Writes the first archive: the modules with their order, and busybox under all its names; or, without busybox, what
+/// leads to a userland. The agent's follows.
+pub(super) fn write_base(to: impl Write, busybox: Option<&Busybox>, kernel: &Kernel) -> io::Result<()> {
     let mut archive = Archive { to, entries: 0 };
     match busybox {
         Some(busybox) => archive.system(busybox)?,
@@ -56,7 +56,6 @@ pub(super) fn write(to: impl Write, agent: &[u8], busybox: Option<&Busybox>, ker
     // The kernel opens it for process 1 before anything is mounted.
     let console = archive.entry("dev/console", DEVICE | 0o600).rdev_major(5).rdev_minor(1);
     archive.add(console, &[])?;
-    archive.file("init", 0o755, agent)?;
     let mut order = String::new();
     for (name, file) in kernel.modules(busybox.is_none()) {
         archive.file(&format!("lib/modules-throughline/{name}.ko"), 0o644, &fs::read(file)?)?;
@@ -64,6 +63,13 @@ pub(super) fn write(to: impl Write, agent: &[u8], busybox: Option<&Busybox>, ker
         order.push_str(".ko\n");
     }
     archive.file("lib/modules-throughline/modules.list", 0o644, order.as_bytes())?;
+    trailer(archive.to)?.flush()
+}
+
+/// Writes the second archive: process 1. It is the last, so that another can take its place.
+pub(super) fn write_agent(to: impl Write, agent: &[u8]) -> io::Result<()> {
+    let mut archive = Archive { to, entries: 0 };
+    archive.file("init", 0o755, agent)?;
     trailer(archive.to)?.flush()
 }
 

@@ -54,14 +54,13 @@ struct Description {
     kernel: String,
     kernel_bytes: u64,
     initramfs_bytes: u64,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     rootfs: Option<Rootfs>,
+    /// Digest of what the initramfs is made of, but for the agent, which comes last in it.
+    base: String,
+    /// Where the agent begins in it.
+    base_bytes: u64,
     /// Digest of the agent.
-    #[serde(default)]
     agent: String,
-    /// Whether nothing of it was the user's choice: anybody can build it again.
-    #[serde(default)]
-    plain: bool,
 }
 
 impl Image {

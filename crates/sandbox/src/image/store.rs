@@ -79,7 +79,11 @@ impl Images {
     /// needs it. Blocks: [`ImageBuilder::build`].
     pub fn build(&self, name: &str, builder: &ImageBuilder) -> Result<Image, ImageError> {
         check_name(name)?;
-        let image = builder.clone().folder(&self.folder).build()?;
+        self.give(name, builder.clone().folder(&self.folder).build()?)
+    }
+
+    /// Gives an image a name.
+    fn give(&self, name: &str, image: Image) -> Result<Image, ImageError> {
         let _lock = self.lock()?;
         let before = self.target(name);
         self.point(name, image.id())?;
@@ -102,17 +106,14 @@ impl Images {
         }
     }
 
-    /// The image of this name; builds the default one where it is missing, or was built with another agent, as after
-    /// an update. An image of the user's own choice under that name stays. Blocks: [`ImageBuilder::build`].
+    /// The image of this name, ready for this release: one that was built with another agent than the builder's gets
+    /// that, whatever else it is made of, and keeps its name. The default image is built where it is missing.
+    /// Blocks: [`ImageBuilder::build`].
     pub fn open_or_build(&self, name: &str, builder: &ImageBuilder) -> Result<Image, ImageError> {
         match self.open(name) {
             Err(ImageError::Absent { .. }) if name == Self::DEFAULT => self.build(name, builder),
-            Ok(image)
-                if name == Self::DEFAULT
-                    && image.description.plain
-                    && image.description.agent != builder.agent_digest() =>
-            {
-                self.build(name, builder)
+            Ok(image) if !is_id(name) && image.description.agent != builder.agent_digest() => {
+                self.give(name, builder.clone().folder(&self.folder).renew(&image)?)
             }
             found => found,
         }
