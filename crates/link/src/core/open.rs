@@ -275,7 +275,8 @@ impl<W: Words, B: Bell> Core<W, B> {
         (entry.held, entry.closing) = (false, None);
         entry.channel.close(&view, reason);
         self.notify(&view, Cause::State);
-        entry.wake();
+        // No want of it is left: the look below may find the slot free already, and nobody serves it then.
+        self.wake_waiters(slot, entry, &view);
         let settled = entry.channel.look(&view).and_then(|peer| self.settle(slot, entry, &view, peer));
         if let Err(corrupt) = settled {
             self.give_up(slot, entry, &view, corrupt);

@@ -114,14 +114,17 @@ impl<W: Words, B: Bell> Core<W, B> {
         view: &View<'_, W>,
         peer: State,
     ) -> Result<(), throughline_ring::Corrupt> {
+        // Refused before it is settled: whatever came with it is to be dropped then, and looked at once.
+        if entry.channel.is_incoming(peer) && !entry.held && !self.listens(peer.port) {
+            entry.channel.refuse(view, peer);
+            self.notify(view, Cause::State);
+        }
         self.settle(slot, entry, view, peer)?;
         if entry.channel.is_incoming(peer) && !entry.held {
-            let offered = self.offer(peer.port, Use { slot, generation: peer.generation });
-            entry.held = offered;
-            if !offered {
-                entry.channel.refuse(view, peer);
-                self.notify(view, Cause::State);
-                self.settle(slot, entry, view, peer)?;
+            entry.held = self.offer(peer.port, Use { slot, generation: peer.generation });
+            if !entry.held {
+                // Nobody listens any more: the next look refuses it.
+                self.slots[slot].watch.forget_state();
             }
         }
         Ok(())

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use throughline_ring::{Kind, Phase, Reason, RecordWord, Side};
+use throughline_ring::{Kind, Phase, Reason, RecordWord, Side, State};
 use throughline_shmem::Words;
 
 use super::super::{OpenOptions, Policy, Publish, Take};
@@ -269,4 +269,35 @@ fn a_channel_that_was_given_up_in_an_attempt_leaves_nothing_ready() {
     assert!(matches!(sent, Poll::Ready(Err(Error::Corrupt(_)))));
     while host.serve() > 0 {}
     assert!(!host.is_ready(), "a driver that polls would never sleep again");
+}
+
+/// The peer may settle between this side's close and its look at the peer.
+#[test]
+fn a_channel_that_is_free_as_soon_as_it_is_closed_leaves_nothing_ready() {
+    let (world, host, guest) = two_ports();
+    let this = host.try_open(&options(Kind::Message, PORT)).unwrap();
+    guest.serve();
+    accepted(&guest, PORT).unwrap();
+    while host.serve() > 0 {}
+    assert!(host.poll_recv(this, Take::Consume, Some(&mut context()), &mut Vec::new()).is_pending());
+    let settled = State::free(this.generation).encode();
+    world.region.store(world.layout.record(Side::Guest, this.slot), settled, SeqCst);
+    host.close(this, Reason::Normal);
+    while host.serve() > 0 {}
+    assert!(!host.is_ready(), "a driver that polls would never sleep again");
+    assert!(!host.has_waiters(), "the backstop would run for ever");
+}
+
+/// The inspector panics when a word is read twice: whether anything was written decides nothing here.
+#[test]
+fn what_came_with_an_open_that_nobody_listens_for_is_looked_at_once() {
+    let mut world = World::new();
+    let _ = world.inspect(Side::Guest);
+    let (host, guest) = (world.living(Side::Host), world.living(Side::Guest));
+    let this = host.try_open(&options(Kind::Message, PORT + 1)).unwrap();
+    assert!(host.poll_send(this, Publish::Now, None, b"to nobody").is_ready());
+    host.close(this, Reason::Normal);
+    inspected(&world, || guest.serve());
+    let mine = guest.slots[this.slot].entry.lock().channel.mine;
+    assert_eq!(mine, State::free(this.generation));
 }
