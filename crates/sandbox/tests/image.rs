@@ -145,11 +145,21 @@ fn a_name_is_an_image_until_another_one_gets_it_or_it_is_removed() {
     // One without a name, as builders without a store make them.
     let nameless = script("nameless").folder(folder.path()).build().unwrap();
     assert_eq!(names()[1], (String::new(), nameless.id().into()));
-    images.remove(nameless.id()).unwrap();
+    assert_eq!(images.open(&nameless.id()[..8]).unwrap(), nameless);
+    assert!(absent(&nameless.id()[..7]));
+    images.remove(&nameless.id()[..12]).unwrap();
+    assert_eq!(names().len(), 1);
     assert!(images.open("two").unwrap_err().to_string().contains("(there are: one)"));
     for bad in ["../x", "", nameless.id()] {
         assert!(matches!(images.build(bad, &script("bad")), Err(ImageError::Name(_))), "{bad}");
     }
+    // One that lost a file is told, and can be removed or built again.
+    fs::remove_file(third.kernel()).unwrap();
+    assert!(matches!(images.open("one"), Err(ImageError::Damaged { .. })));
+    assert_eq!(images.build("one", &script("third")).unwrap(), third);
+    fs::remove_file(third.kernel()).unwrap();
+    images.remove("one").unwrap();
+    assert!(absent("one"));
     assert!(matches!(images.open_or_build("none", &script("third")), Err(ImageError::Absent { .. })));
     let made = images.open_or_build(Images::DEFAULT, &script("default")).unwrap();
     assert_eq!(images.open(Images::DEFAULT).unwrap(), made);

@@ -85,6 +85,14 @@ pub enum ImageError {
         /// The images that there are.
         there: Names,
     },
+    /// An image of which something is missing.
+    #[error("the image {name:?} is not whole any more ({}); build it again, or remove it", folder.display())]
+    Damaged {
+        /// The name or id.
+        name: String,
+        /// Where it lies.
+        folder: PathBuf,
+    },
     /// An image that must stay.
     #[error("the image {name} is needed by {user}; remove that first")]
     Needed {

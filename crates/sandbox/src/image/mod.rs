@@ -89,6 +89,11 @@ impl Image {
         self.description.rootfs.as_ref()
     }
 
+    /// Whether its root file system has this digest.
+    fn has(&self, digest: &str) -> bool {
+        self.rootfs().is_some_and(|rootfs| rootfs.digest == digest)
+    }
+
     /// The root file system's file.
     pub fn rootfs_file(&self) -> Option<PathBuf> {
         self.rootfs().map(|_| rootfs::path(&self.folder))

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::error::{ImageError, Names};
-use super::{DESCRIPTION, Image, ImageBuilder, create_folder, rootfs};
+use super::{DESCRIPTION, Image, ImageBuilder, create_folder};
 use crate::bundle::Bundle;
 use crate::places::is_name;
 
@@ -18,6 +18,8 @@ const NAMES: &str = "names";
 const LOCK: &str = ".lock";
 /// Hexadecimal digits of an id.
 const ID: usize = 32;
+/// The fewest of them that may stand for all.
+const SHORTEST: usize = 8;
 
 /// The images on this host.
 #[derive(Clone, Debug)]
@@ -90,20 +92,18 @@ impl Images {
         if let Some(before) = before.filter(|id| id != image.id())
             && self.name_of(&before)?.is_none()
             && let Some(old) = self.by_id(&before)
-            && let Err(error) = self.discard(&old, &before)
+            && let Err(error) = self.discard(old.id(), &before)
         {
             tracing::debug!(%error, "the image that had the name stays");
         }
         Ok(image)
     }
 
-    /// The image of this name, or of this id.
+    /// The image of this name, or of this id, of which the first eight digits or more will do.
     pub fn open(&self, name: &str) -> Result<Image, ImageError> {
-        let found = if is_id(name) { self.by_id(name) } else { self.target(name).and_then(|id| self.by_id(&id)) };
-        match found {
-            Some(image) => Ok(image),
-            None => Err(ImageError::Absent { name: name.to_owned(), there: Names(self.names()?) }),
-        }
+        let (id, _) = self.resolve(name)?;
+        let damaged = || ImageError::Damaged { name: name.to_owned(), folder: self.folder.join(&id) };
+        self.by_id(&id).ok_or_else(damaged)
     }
 
     /// The image of this name, ready for this release: one that was built with another agent than the builder's gets
@@ -112,7 +112,7 @@ impl Images {
     pub fn open_or_build(&self, name: &str, builder: &ImageBuilder) -> Result<Image, ImageError> {
         match self.open(name) {
             Err(ImageError::Absent { .. }) if name == Self::DEFAULT => self.build(name, builder),
-            Ok(image) if !is_id(name) && image.description.agent != builder.agent_digest() => {
+            Ok(image) if self.target(name).is_some() && image.description.agent != builder.agent_digest() => {
                 self.give(name, builder.clone().folder(&self.folder).renew(&image)?)
             }
             found => found,
@@ -142,28 +142,26 @@ impl Images {
     /// Refused while a sandbox runs on the image's root file system or a snapshot needs it. An image without one is
     /// needed for the start of a sandbox only.
     pub fn remove(&self, name: &str) -> Result<(), ImageError> {
-        let image = self.open(name)?;
         let _lock = self.lock()?;
-        if is_id(name) {
-            return match self.name_of(image.id())? {
-                Some(other) => Err(ImageError::Needed { name: name.to_owned(), user: format!("the name {other}") }),
-                None => self.discard(&image, name),
-            };
-        }
-        let others = self.names()?.into_iter().filter(|other| other != name);
-        if !others.into_iter().any(|other| self.target(&other).as_deref() == Some(image.id())) {
-            self.discard(&image, name)?;
+        let (id, named) = self.resolve(name)?;
+        let mut others = self.names()?.into_iter().filter(|other| other != name);
+        let other = others.find(|other| self.target(other).as_deref() == Some(&id));
+        match other {
+            Some(other) if !named => {
+                return Err(ImageError::Needed { name: name.to_owned(), user: format!("the name {other}") });
+            }
+            Some(_) => {}
+            None => self.discard(&id, name)?,
         }
         let link = self.link(name);
-        fs::remove_file(&link).map_err(|source| ImageError::io("remove", &link, source))
+        if named { fs::remove_file(&link).map_err(|source| ImageError::io("remove", &link, source)) } else { Ok(()) }
     }
 
     /// The image with the root file system that a snapshot needs: of this id, or another one with the same.
     pub(crate) fn with_rootfs(&self, id: &str, digest: &str) -> Result<Option<Image>, ImageError> {
-        let same = |image: &Image| image.rootfs().is_some_and(|rootfs| rootfs.digest == digest);
-        match self.by_id(id).filter(same) {
+        match self.by_id(id).filter(|image| image.has(digest)) {
             Some(image) => Ok(Some(image)),
-            None => Ok(self.all()?.into_iter().find(same)),
+            None => Ok(self.all()?.into_iter().find(|image| image.has(digest))),
         }
     }
 
@@ -173,32 +171,38 @@ impl Images {
     }
 
     /// Removes an image's folder, unless something needs it.
-    fn discard(&self, image: &Image, name: &str) -> Result<(), ImageError> {
-        let needed = |user: String| ImageError::Needed { name: name.to_owned(), user };
-        let failed = |path: &Path, source| ImageError::io("remove", path, source);
+    fn discard(&self, id: &str, name: &str) -> Result<(), ImageError> {
+        let folder = self.folder.join(id);
+        let failed = |source| ImageError::io("remove", &folder, source);
         // Held until the folder is gone: who opens the file meanwhile finds it locked.
-        let mut _held = None;
-        if let Some(rootfs) = image.rootfs() {
-            let path = rootfs::path(&image.folder);
-            let file = File::open(&path).map_err(|source| failed(&path, source))?;
-            match file.try_lock() {
-                Ok(()) => _held = Some(file),
-                Err(fs::TryLockError::WouldBlock) => return Err(needed("a sandbox that runs".to_owned())),
-                Err(fs::TryLockError::Error(source)) => return Err(failed(&path, source)),
-            }
-            if let Some(bundle) = self.bundle_with(&rootfs.digest) {
-                let twin = |other: &Image| {
-                    other.id() != image.id() && other.rootfs().is_some_and(|own| own.digest == rootfs.digest)
-                };
-                if !self.all()?.iter().any(twin) {
-                    return Err(needed(format!("the snapshot {bundle}")));
-                }
-            }
+        let _held = match self.by_id(id) {
+            Some(image) => self.unneeded(&image, name)?,
+            // What is not whole is of no use to anybody.
+            None => None,
+        };
+        let going = tempfile::Builder::new().prefix(".removing-").tempdir_in(&self.folder).map_err(failed)?;
+        match fs::rename(&folder, going.path().join("image")) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(error)),
+            _ => going.close().map_err(failed),
         }
-        let going = tempfile::Builder::new().prefix(".removing-").tempdir_in(&self.folder);
-        let going = going.map_err(|source| failed(&self.folder, source))?;
-        fs::rename(&image.folder, going.path().join("image")).map_err(|source| failed(&image.folder, source))?;
-        going.close().map_err(|source| failed(&image.folder, source))
+    }
+
+    /// Refuses an image that something needs. Otherwise its root file system, locked against use.
+    fn unneeded(&self, image: &Image, name: &str) -> Result<Option<File>, ImageError> {
+        let Some((rootfs, path)) = image.rootfs().zip(image.rootfs_file()) else { return Ok(None) };
+        let needed = |user: String| Err(ImageError::Needed { name: name.to_owned(), user });
+        let failed = |source| ImageError::io("lock", &path, source);
+        let file = File::open(&path).map_err(failed)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(fs::TryLockError::WouldBlock) => return needed("a sandbox that runs".to_owned()),
+            Err(fs::TryLockError::Error(source)) => return Err(failed(source)),
+        }
+        let twin = |other: &Image| other.id() != image.id() && other.has(&rootfs.digest);
+        match self.bundle_with(&rootfs.digest) {
+            Some(bundle) if !self.all()?.iter().any(twin) => needed(format!("the snapshot {bundle}")),
+            _ => Ok(Some(file)),
+        }
     }
 
     /// The name of a snapshot that needs a root file system.
@@ -209,6 +213,22 @@ impl Images {
             rootfs.is_some_and(|rootfs| rootfs.digest == digest)
         });
         needing.next().map(|entry| entry.file_name().to_string_lossy().into_owned())
+    }
+
+    /// The id that is meant, and whether it is by a name.
+    fn resolve(&self, name: &str) -> Result<(String, bool), ImageError> {
+        if let Some(id) = self.target(name) {
+            return Ok((id, true));
+        }
+        let mut ids = Vec::new();
+        if name.len() >= SHORTEST && is_hexadecimal(name) {
+            ids = entries(&self.folder)?;
+            ids.retain(|id| is_id(id) && id.starts_with(name));
+        }
+        match <[String; 1]>::try_from(ids) {
+            Ok([id]) => Ok((id, false)),
+            Err(_) => Err(ImageError::Absent { name: name.to_owned(), there: Names(self.names()?) }),
+        }
     }
 
     fn by_id(&self, id: &str) -> Option<Image> {
@@ -274,7 +294,11 @@ fn entries(folder: &Path) -> Result<Vec<String>, ImageError> {
 }
 
 fn is_id(name: &str) -> bool {
-    name.len() == ID && name.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
+    name.len() == ID && is_hexadecimal(name)
+}
+
+fn is_hexadecimal(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
 }
 
 fn check_name(name: &str) -> Result<(), ImageError> {
