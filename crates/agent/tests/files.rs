@@ -179,10 +179,14 @@ fn each_error_has_its_kind() {
             let reply = upload(&rig, &put(dest, content), &data).await;
             assert_eq!(kind(&reply), expected, "{dest}: {reply:?}");
         }
+        rustix::fs::mkfifoat(rustix::fs::CWD, root.join("dest/pipe"), rustix::fs::Mode::RUSR).unwrap();
+        fs::create_dir(root.join("dest/folder")).unwrap();
+        assert_eq!(kind(&upload(&rig, &put("/dest/pipe", bytes()), b"data").await), FailureKind::Special);
+        let folder = upload(&rig, &put("/dest", tree("folder", false)), &file("folder")).await;
+        assert_eq!(kind(&folder), FailureKind::IsAFolder);
         let owned = Put { dest: ByteBuf::from("/x"), content: bytes(), owner: Some("stranger".into()) };
         assert_eq!(kind(&upload(&rig, &Request::Put(owned), b"").await), FailureKind::NoSuchUser);
         let get = |source: &str, form| Request::Get(Get { source: ByteBuf::from(source), form, follow: false });
-        rustix::fs::mkfifoat(rustix::fs::CWD, root.join("dest/pipe"), rustix::fs::Mode::RUSR).unwrap();
         for (request, expected) in [
             (get("/missing", Form::Bytes), FailureKind::NotFound),
             (get("/dest", Form::Bytes), FailureKind::IsAFolder),

@@ -5,7 +5,7 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use common::rig::{Rig, rig, until};
+use common::rig::{Rig, exists, rig, until};
 use common::{argv, shell};
 use throughline::{Error, Messages};
 use throughline_agent::control::Switches;
@@ -253,5 +253,26 @@ fn what_is_missing_or_wrong_stands_in_the_report() {
         assert_eq!((seen.lost, seen.doubled, seen.damaged, seen.records), (2, 1, 1, 8), "{report:?}");
         assert!(report.error.contains("without an end record"), "{}", report.error);
         until(|| !rig.agent.is_finished()).await;
+    });
+}
+
+#[test]
+fn a_command_outlives_its_reader_and_tells_its_end_to_the_next() {
+    rig("outlives", Switches::default(), async |rig| {
+        rig.identify(1).await;
+        let ran = rig.file("ran");
+        // Little output: the command ends while nobody is there.
+        let script = format!("echo short; echo ran >{}; exit 7", ran.display());
+        let short = rig.start(shell(&script)).await.release();
+        // More than the ring and the pipe hold: it waits, and goes on when somebody reads.
+        let script = "head -c 1000000 /dev/zero; exit 8";
+        let long = rig.start(shell(script)).await.release();
+        exists(&ran).await;
+        while report_and_commands(&rig).await.1 != 1 {}
+        until(|| rig.host.channels().iter().all(|channel| channel.unread > 0)).await;
+        let adopt = |id| rig.host.adopt(id).unwrap().messages().unwrap();
+        assert_eq!(rig.finish(adopt(short)).await, (b"short\n".to_vec(), Some(Exit::Code(7))));
+        let (output, exit) = rig.finish(adopt(long)).await;
+        assert_eq!((output.len(), exit), (1_000_000, Some(Exit::Code(8))));
     });
 }

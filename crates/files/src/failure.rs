@@ -19,6 +19,8 @@ pub(crate) fn system(path: &[u8], doing: &'static str) -> impl FnOnce(Errno) -> 
             }
             FailureKind::NoSpace => format!("cannot {doing}: no space is left there"),
             FailureKind::ReadOnly => format!("cannot {doing}: the file system is read-only"),
+            FailureKind::Special => format!("cannot {doing}: a device, socket or pipe is there"),
+            FailureKind::IsAFolder => format!("cannot {doing}: a folder is there"),
             FailureKind::NotFound => format!("cannot {doing}: no such file or folder"),
             FailureKind::NotAFolder => format!("cannot {doing}: a part of the path is no folder"),
             _ => format!("cannot {doing}: {}", std::io::Error::from(errno)),
@@ -36,6 +38,7 @@ fn kind(errno: Errno) -> FailureKind {
         Errno::ROFS => FailureKind::ReadOnly,
         Errno::ACCESS | Errno::PERM => FailureKind::Denied,
         Errno::LOOP | Errno::XDEV => FailureKind::Refused,
+        Errno::NXIO => FailureKind::Special,
         _ => FailureKind::Other,
     }
 }

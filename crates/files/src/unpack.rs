@@ -4,8 +4,8 @@ use std::io::{BufRead, Read};
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{
-    AtFlags, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, chownat, fchmod, fchown, futimens, linkat, mkdirat,
-    openat, symlinkat, unlinkat, utimensat,
+    AtFlags, FileType, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, chownat, fchmod, fchown, futimens, linkat,
+    mkdirat, openat, statat, symlinkat, unlinkat, utimensat,
 };
 use rustix::io::Errno;
 use tar::EntryType;
@@ -264,11 +264,16 @@ fn create(folder: impl AsFd, path: &[u8], name: &[u8]) -> Result<OwnedFd, Failur
         .map_err(system(path, "create the file"))
 }
 
-/// Makes something, in the place of a file or link that is there.
+/// Makes something, in the place of a file or link that is there; a device, socket or pipe is `NXIO`.
 fn replacing<T>(folder: impl AsFd, name: &[u8], make: impl Fn() -> Result<T, Errno>) -> Result<T, Errno> {
     match make() {
         Err(Errno::EXIST) => {
-            unlinkat(folder, name, AtFlags::empty())?;
+            let there = statat(&folder, name, AtFlags::SYMLINK_NOFOLLOW)?;
+            match FileType::from_raw_mode(there.st_mode) {
+                FileType::RegularFile | FileType::Symlink => unlinkat(folder, name, AtFlags::empty())?,
+                FileType::Directory => return Err(Errno::ISDIR),
+                _ => return Err(Errno::NXIO),
+            }
             make()
         }
         result => result,

@@ -97,7 +97,11 @@ impl Rig {
 
     /// Runs a command to its end: output and exit.
     pub async fn run(&self, start: Start) -> (Vec<u8>, Option<Exit>) {
-        let mut messages = self.start(start).await;
+        self.finish(self.start(start).await).await
+    }
+
+    /// Reads a command's channel to its end: output and exit.
+    pub async fn finish(&self, mut messages: Messages) -> (Vec<u8>, Option<Exit>) {
         let (mut output, mut exit) = (Vec::new(), None);
         while let Some(message) = messages.recv().await.unwrap() {
             match decode(&message).unwrap() {
