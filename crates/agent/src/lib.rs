@@ -1,7 +1,7 @@
 //! The agent: process 1 of a Throughline guest.
 //!
 //! ```text
-//!   boot      mounts, modules, the region at its address, the doorbell
+//!   boot      mounts, modules, the user's file system, the region at its address, the doorbell
 //!   control   identity before anything else; quiesce and lift
 //!   services  one task a channel: exec, files, echo, sequence, report, ticker, info, power
 //!   reaper    the only one that waits for children

@@ -82,7 +82,7 @@ impl ImageBuilder {
     /// Makes the guest's root of a userland: a folder, such as `debootstrap` makes, or an archive, such as
     /// `docker export` writes (tar; also compressed by gzip, zstd, xz or bzip2).
     ///
-    /// It stays as it is: what the guest writes lies over it, in the guest's memory. Owners, modes, devices and
+    /// It stays as it is: what the guest writes lies over it, in the guest's memory, of which it may fill half. Owners, modes, devices and
     /// file capabilities of an archive are kept whoever builds; other attributes are not. A folder's are kept, and its
     /// attributes too, where root builds; where another user does, all its files become root's, and all must be readable.
     #[must_use]

@@ -97,7 +97,7 @@ async fn vm_userland_and_what_lies_over_it_outlive_restores_as_long_as_the_image
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn vm_userland_larger_than_the_guests_memory_is_read_whole() {
-    const MIB: usize = 160;
+    const MIB: usize = 112;
     watched(async {
         let folder = tempfile::tempdir().unwrap();
         let images = store(folder.path()).await;
