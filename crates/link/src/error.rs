@@ -62,6 +62,14 @@ pub enum Error {
         /// Bytes to be committed.
         asked: u64,
     },
+    /// A position that lies before what was consumed.
+    #[error("position {asked} was asked for, and everything before {taken} has been consumed")]
+    Consumed {
+        /// The position.
+        asked: u64,
+        /// End of what was consumed.
+        taken: u64,
+    },
     /// The channel's kind is another than the one asked for.
     #[error("the channel carries {0:?}s")]
     Kind(throughline_ring::Kind),
@@ -102,6 +110,7 @@ impl From<Error> for std::io::Error {
             | Error::Kind(_)
             | Error::NoSuchSlot
             | Error::NotPeeked { .. }
+            | Error::Consumed { .. }
             | Error::NoListener(_) => ErrorKind::InvalidInput,
             Error::Ended => ErrorKind::NotConnected,
             Error::Busy => ErrorKind::ResourceBusy,

@@ -80,6 +80,8 @@ mod messages;
 #[cfg(not(any(loom, shuttle)))]
 mod region;
 #[cfg(not(any(loom, shuttle)))]
+mod relay;
+#[cfg(not(any(loom, shuttle)))]
 mod sidecar;
 #[cfg(not(any(loom, shuttle)))]
 mod spin;
@@ -111,6 +113,8 @@ pub use listener::Listener;
 pub use messages::{MessageReceiver, MessageSender, Messages, TryRecv};
 #[cfg(not(any(loom, shuttle)))]
 pub use region::{GuestLeaseError, Region, RegionError};
+#[cfg(not(any(loom, shuttle)))]
+pub use relay::{Began, Ended, Relay};
 #[cfg(not(any(loom, shuttle)))]
 pub use sidecar::{Origin, Sidecar, SidecarError, SidecarFault, Timeline};
 #[cfg(not(any(loom, shuttle)))]

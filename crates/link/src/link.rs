@@ -316,6 +316,13 @@ impl Channel {
         }
     }
 
+    pub(crate) fn into_handle(self) -> Arc<crate::handle::Handle> {
+        match self {
+            Self::Stream(stream) => stream.into_handle(),
+            Self::Messages(messages) => messages.into_handle(),
+        }
+    }
+
     /// The stream; an error where it carries messages (and is closed).
     pub fn stream(self) -> Result<Stream, Error> {
         match self {

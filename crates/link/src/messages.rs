@@ -41,6 +41,10 @@ impl Messages {
         Self { receiver: MessageReceiver(handle.clone()), sender: MessageSender(handle) }
     }
 
+    pub(crate) fn into_handle(self) -> Arc<Handle> {
+        self.receiver.0
+    }
+
     /// Two halves for two tasks. The channel closes with the last of them.
     pub fn into_split(self) -> (MessageSender, MessageReceiver) {
         (self.sender, self.receiver)

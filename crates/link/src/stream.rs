@@ -37,6 +37,10 @@ impl Stream {
         Self { reader: StreamReader(handle.clone()), writer: StreamWriter(handle) }
     }
 
+    pub(crate) fn into_handle(self) -> Arc<Handle> {
+        self.reader.0
+    }
+
     /// Two halves for two tasks. The channel closes with the last of them.
     pub fn into_split(self) -> (StreamReader, StreamWriter) {
         (self.reader, self.writer)

@@ -57,15 +57,6 @@ impl Consumer {
         Ok(self.produced.since(self.taken))
     }
 
-    /// Unread bytes, looking at the peer's word only when none are known.
-    #[inline]
-    fn unread(&mut self, view: &View<'_, impl Words>) -> Result<u64, Corrupt> {
-        match self.produced.since(self.taken) {
-            0 => self.refresh(view),
-            known => Ok(known),
-        }
-    }
-
     /// Copies up to `out.len()` unread bytes of a stream, from `skip` bytes after the cursor; zero if
     /// there are none. Nothing is consumed.
     pub fn read_stream(&mut self, view: &View<'_, impl Words>, skip: u64, out: &mut [u8]) -> Result<usize, Corrupt> {
@@ -80,14 +71,22 @@ impl Consumer {
     /// Nothing is consumed.
     #[inline]
     pub fn next_frame(&mut self, view: &View<'_, impl Words>) -> Result<Option<Frame>, Corrupt> {
-        let unread = self.unread(view)?;
+        self.frame_at(view, 0)
+    }
+
+    /// The same for the message that begins `skip` bytes after the cursor, where one before it ended.
+    #[inline]
+    pub fn frame_at(&mut self, view: &View<'_, impl Words>, skip: u64) -> Result<Option<Frame>, Corrupt> {
+        let known = self.produced.since(self.taken);
+        let unread = if known > skip { known } else { self.refresh(view)? }.saturating_sub(skip);
         if unread == 0 {
             return Ok(None);
         }
         if self.produced.in_word() != 0 {
             return Err(Corrupt { word: PeerWord::Produced, fault: Fault::Unaligned, value: self.produced.0 });
         }
-        Frame::decode(view.receiving().load(self.taken), self.taken, unread).map(Some)
+        let at = self.taken.plus(skip);
+        Frame::decode(view.receiving().load(at), at, unread).map(Some)
     }
 
     /// Copies a message's payload into the first [`Frame::len`] bytes of `out`.

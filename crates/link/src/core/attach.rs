@@ -139,5 +139,6 @@ fn attach_slot(
         expires: expires.map(|after: Duration| options.now + after),
         reader: None,
         writer: None,
+        observer: None,
     })
 }

@@ -7,6 +7,7 @@
 //! For drivers other than the one in this crate: a monitor that puts the doorbell's descriptor into an epoll
 //! of its own, a simulator. Programs use [`Link`](crate::Link).
 
+mod ahead;
 mod attach;
 mod channel;
 mod control;
@@ -116,12 +117,13 @@ struct Entry {
     expires: Option<std::time::Instant>,
     reader: Option<Waker>,
     writer: Option<Waker>,
+    observer: Option<Waker>,
 }
 
 impl Entry {
     /// Wakes whoever waits on the channel.
     fn wake(&mut self) {
-        for waker in [self.reader.take(), self.writer.take()].into_iter().flatten() {
+        for waker in [self.reader.take(), self.writer.take(), self.observer.take()].into_iter().flatten() {
             waker.wake();
         }
     }

@@ -19,16 +19,19 @@ impl Entry {
         let waker = match task {
             Task::Reader => &mut self.reader,
             Task::Writer => &mut self.writer,
+            Task::Observer => &mut self.observer,
         };
         *waker = Some(cx.waker().clone());
     }
 }
 
-/// Which of a channel's two tasks asks.
+/// Which of a channel's tasks asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Task {
+pub(super) enum Task {
     Reader,
     Writer,
+    /// Waits for a change of the peer's state alone, beside the other two.
+    Observer,
 }
 
 /// Whether bytes are handed over for good.
@@ -50,7 +53,7 @@ pub enum Publish {
 }
 
 /// What one attempt came to: a result, or what to wait for.
-type Attempt<T> = Result<Result<T, Want>, Error>;
+pub(super) type Attempt<T> = Result<Result<T, Want>, Error>;
 
 impl<W: Words, B: Bell> Core<W, B> {
     /// Makes one attempt; if it must wait, registers and looks again. Without a context it only tries:
@@ -59,7 +62,7 @@ impl<W: Words, B: Bell> Core<W, B> {
     /// Inlined into its callers, as all that it calls when nothing is amiss: otherwise results as wide as
     /// an error go through memory at each step, which is a third of a small message's time.
     #[inline]
-    fn poll<T>(
+    pub(super) fn poll<T>(
         &self,
         this: Use,
         task: Task,
@@ -131,7 +134,7 @@ impl<W: Words, B: Bell> Core<W, B> {
     }
 
     #[inline]
-    fn consume(&self, entry: &mut Entry, view: &View<'_, W>, bytes: u64) {
+    pub(super) fn consume(&self, entry: &mut Entry, view: &View<'_, W>, bytes: u64) {
         entry.peeked = None;
         entry.channel.rx.commit(view, bytes);
         self.notify(view, Cause::Space(entry.channel.rx.freed().0));
@@ -148,7 +151,7 @@ impl<W: Words, B: Bell> Core<W, B> {
         self.poll(this, Task::Reader, cx, |entry, view, peer| {
             readable(entry.channel.relate(peer))?;
             let Some(frame) = entry.channel.rx.next_frame(view)? else {
-                return Ok(end_or_wait(entry, peer, false));
+                return Ok(end_or_wait(entry, peer, false, entry.channel.rx.taken().0));
             };
             out.resize(frame.len(), 0);
             entry.channel.rx.read_frame(view, frame, out);
@@ -174,7 +177,7 @@ impl<W: Words, B: Bell> Core<W, B> {
             readable(entry.channel.relate(peer))?;
             let count = entry.channel.rx.read_stream(view, 0, out)?;
             if count == 0 && !out.is_empty() {
-                return Ok(end_or_wait(entry, peer, 0));
+                return Ok(end_or_wait(entry, peer, 0, entry.channel.rx.taken().0));
             }
             still_readable(entry, view)?;
             match take {
@@ -305,27 +308,27 @@ fn once<T, W: Words>(
     attempt(entry, view, peer)
 }
 
-fn gone(reason: Reason) -> Error {
+pub(super) fn gone(reason: Reason) -> Error {
     if reason == Reason::Refused { Error::Refused } else { Error::Reset }
 }
 
 #[inline]
-fn readable(peer: Peer) -> Result<(), Error> {
+pub(super) fn readable(peer: Peer) -> Result<(), Error> {
     if let Peer::Gone(reason) = peer { Err(gone(reason)) } else { Ok(()) }
 }
 
 /// After a copy: a channel that was reset meanwhile (its bytes zeroed under the copy) gives nothing.
 #[inline]
-fn still_readable<W: Words>(entry: &mut Entry, view: &View<'_, W>) -> Result<(), Error> {
+pub(super) fn still_readable<W: Words>(entry: &mut Entry, view: &View<'_, W>) -> Result<(), Error> {
     let peer = entry.channel.look(view)?;
     readable(entry.channel.relate(peer))
 }
 
-/// Nothing is there. It is the end only if the peer's state, which was read before its cursor, says so.
+/// Nothing is there at `from`. It is the end only if the peer's state, which was read before its cursor, says so.
 #[inline]
-fn end_or_wait<T>(entry: &Entry, peer: State, end: T) -> Result<T, Want> {
+pub(super) fn end_or_wait<T>(entry: &Entry, peer: State, end: T, from: u64) -> Result<T, Want> {
     match entry.channel.relate(peer) {
         Peer::Live { finished: true } | Peer::Closed => Ok(end),
-        _ => Err(Want::Data(entry.channel.rx.taken().0 + 1)),
+        _ => Err(Want::Data(from + 1)),
     }
 }

@@ -22,6 +22,8 @@ pub(super) enum Want {
     Data(u64),
     /// The peer's `freed` at this position.
     Space(u64),
+    /// Nothing but the change.
+    Change,
 }
 
 impl Watch {
@@ -29,24 +31,28 @@ impl Watch {
         Self { data: AtomicU64::new(NEVER), space: AtomicU64::new(NEVER), state: AtomicU64::new(UNSEEN) }
     }
 
-    fn cell(&self, want: Want) -> (&AtomicU64, RecordWord, u64) {
+    fn cell(&self, want: Want) -> Option<(&AtomicU64, RecordWord, u64)> {
         match want {
-            Want::Data(position) => (&self.data, RecordWord::WantData, position),
-            Want::Space(position) => (&self.space, RecordWord::WantSpace, position),
+            Want::Data(position) => Some((&self.data, RecordWord::WantData, position)),
+            Want::Space(position) => Some((&self.space, RecordWord::WantSpace, position)),
+            // A change of state wakes whoever waits at all.
+            Want::Change => None,
         }
     }
 
     /// Notes a want and shows it to the peer. Look again afterwards.
     pub(super) fn register(&self, view: &View<'_, impl Words>, want: Want) {
-        let (cell, word, position) = self.cell(want);
-        cell.store(position, Ordering::Relaxed);
-        throughline_ring::register(view, word, position);
+        if let Some((cell, word, position)) = self.cell(want) {
+            cell.store(position, Ordering::Relaxed);
+            throughline_ring::register(view, word, position);
+        }
     }
 
     /// Takes a want back, if there was one.
     pub(super) fn withdraw(&self, view: &View<'_, impl Words>, want: Want) {
-        let (cell, word, _) = self.cell(want);
-        if cell.load(Ordering::Relaxed) != NEVER {
+        if let Some((cell, word, _)) = self.cell(want)
+            && cell.load(Ordering::Relaxed) != NEVER
+        {
             cell.store(NEVER, Ordering::Relaxed);
             view.show(word, NEVER);
         }
