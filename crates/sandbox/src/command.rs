@@ -4,19 +4,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_bytes::ByteBuf;
-use throughline::{Channel, ChannelId, MessageReceiver, MessageSender, Messages};
+use throughline::{ChannelId, MessageReceiver, MessageSender, Messages};
 use throughline_wire::exec::{self, Event, Exit, Failure, MAX_DATA, Request, Start, StdinWindow, WindowSize};
 use throughline_wire::{decode, encode, port};
 use tokio::sync::Notify;
 
-use crate::engine::Vm;
-use crate::{Sandbox, SandboxError};
+use crate::SandboxError;
+use crate::guest::{Guest, Opening, alive};
 
 /// A command to run in a guest, in the manner of `std::process::Command`.
-#[derive(Debug)]
 #[must_use = "nothing runs before `spawn` or `output`"]
-pub struct Command<'a> {
-    sandbox: &'a Sandbox,
+pub struct Command {
+    guest: Arc<dyn Guest>,
     start: Start,
     label: String,
 }
@@ -32,10 +31,11 @@ pub struct Output {
     pub stderr: Vec<u8>,
 }
 
-impl<'a> Command<'a> {
-    pub(crate) fn new(sandbox: &'a Sandbox, program: &[u8]) -> Self {
-        let start = Start { argv: vec![ByteBuf::from(program)], ..Start::default() };
-        Self { sandbox, start, label: String::new() }
+impl Command {
+    /// A command for a guest.
+    pub fn new(guest: Arc<dyn Guest>, program: impl AsRef<[u8]>) -> Self {
+        let start = Start { argv: vec![ByteBuf::from(program.as_ref())], ..Start::default() };
+        Self { guest, start, label: String::new() }
     }
 
     /// Adds an argument.
@@ -89,24 +89,23 @@ impl<'a> Command<'a> {
     /// Starts it, and returns when it runs. Dropping the future, or what it returns, kills the command.
     pub async fn spawn(self) -> Result<Child, SandboxError> {
         let request = encode(&Request::Start(self.start))?;
-        let connect = self.sandbox.link().connect_with(port::EXEC).unanswered().label(&self.label);
+        let guest = self.guest;
         let work = async {
-            let mut messages = connect.ring_bytes(request.len() as u64 + 16).messages().await?;
+            let opening = Opening { port: port::EXEC, ring_bytes: request.len() as u64 + 16, label: &self.label };
+            let mut messages = guest.messages(opening).await?;
             messages.send(&request).await?;
-            let mut child = Child::new(messages, Some(self.sandbox.vm()));
+            let mut child = Child::adopt(messages, guest.clone());
             match child.events.next().await? {
                 Some(ChildEvent::Started { .. }) => Ok(child),
                 other => Err(SandboxError::Nonsense(format!("a command began with {other:?}"))),
             }
         };
-        self.sandbox.alive(work).await?
+        alive(&*guest, work).await?
     }
 
     /// Runs it to its end, and collects what it printed. Its input is empty.
     pub async fn output(self) -> Result<Output, SandboxError> {
-        let sandbox = self.sandbox;
-        let mut child = self.spawn().await?;
-        sandbox.alive(child.events.collect()).await?
+        self.spawn().await?.events.collect().await
     }
 }
 
@@ -139,7 +138,6 @@ pub enum ChildEvent {
 }
 
 /// A running command. Dropping both halves kills it.
-#[derive(Debug)]
 pub struct Child {
     /// What it does.
     pub events: ChildEvents,
@@ -163,44 +161,15 @@ impl Window {
     }
 }
 
-/// The machine that the command runs on, whose end is the end of every wait.
-#[derive(Clone)]
-struct Machine(Option<Arc<dyn Vm>>);
-
-impl Machine {
-    /// Does something with the guest, unless the machine ends first. As cancel-safe as what is done.
-    async fn alive<T>(&self, doing: impl Future<Output = T>) -> Result<T, SandboxError> {
-        let Some(vm) = &self.0 else { return Ok(doing.await) };
-        tokio::select! {
-            biased;
-            done = doing => Ok(done),
-            exit = vm.exited() => Err(SandboxError::Ended(Box::new(exit))),
-        }
-    }
-}
-
-impl std::fmt::Debug for Machine {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Machine").field(&self.0.as_ref().map(|vm| vm.record().pid)).finish()
-    }
-}
-
 impl Child {
-    pub(crate) fn new(messages: Messages, machine: Option<Arc<dyn Vm>>) -> Self {
-        let id = messages.id();
-        let window = Arc::new(Window::default());
-        let machine = Machine(machine);
-        let (sender, receiver) = messages.into_split();
-        let events = ChildEvents { receiver, window: window.clone(), machine: machine.clone() };
-        Self { events, input: ChildInput { sender, window, machine }, id }
-    }
-
     /// Takes over a command whose channel nobody holds: after a restore, or in a new process. Its
     /// events go on where the last reader stopped. Before giving it input, [`query`](ChildInput::query).
-    ///
-    /// Where there is a [`Sandbox`], its [`adopt_command`](Sandbox::adopt_command) also notices the machine's end.
-    pub fn adopt(channel: Channel) -> Result<Self, SandboxError> {
-        Ok(Self::new(channel.messages()?, None))
+    pub fn adopt(messages: Messages, guest: Arc<dyn Guest>) -> Self {
+        let id = messages.id();
+        let window = Arc::new(Window::default());
+        let (sender, receiver) = messages.into_split();
+        let events = ChildEvents { receiver, window: window.clone(), guest: guest.clone() };
+        Self { events, input: ChildInput { sender, window, guest }, id }
     }
 
     /// The name of its channel, for whoever takes it over.
@@ -210,18 +179,17 @@ impl Child {
 }
 
 /// What a command does, in order.
-#[derive(Debug)]
 pub struct ChildEvents {
     receiver: MessageReceiver,
     window: Arc<Window>,
-    machine: Machine,
+    guest: Arc<dyn Guest>,
 }
 
 impl ChildEvents {
     /// The next event; `None` when the command has ended and all its output has come. Cancel-safe.
     /// If the machine ends, that is the error, once everything that had arrived has been taken.
     pub async fn next(&mut self) -> Result<Option<ChildEvent>, SandboxError> {
-        while let Some(message) = self.machine.alive(self.receiver.recv()).await?? {
+        while let Some(message) = alive(&*self.guest, self.receiver.recv()).await?? {
             if let Some(event) = self.understand(&message)? {
                 return Ok(Some(event));
             }
@@ -275,11 +243,10 @@ fn failed(failure: Failure) -> SandboxError {
 }
 
 /// What is done to a command.
-#[derive(Debug)]
 pub struct ChildInput {
     sender: MessageSender,
     window: Arc<Window>,
-    machine: Machine,
+    guest: Arc<dyn Guest>,
 }
 
 impl ChildInput {
@@ -287,13 +254,18 @@ impl ChildInput {
     /// command has ended, that is an error.
     pub async fn write_all(&mut self, mut bytes: &[u8]) -> Result<(), SandboxError> {
         while !bytes.is_empty() {
-            let space = self.machine.alive(self.space()).await?;
-            let (piece, rest) = bytes.split_at(bytes.len().min(MAX_DATA).min(space));
-            self.machine.alive(self.sender.send(&encode(&Request::Stdin(piece))?)).await??;
-            self.window.with(|window| window.sent(piece.len() as u64));
-            bytes = rest;
+            bytes = &bytes[self.write(bytes).await?..];
         }
         Ok(())
+    }
+
+    /// Writes some input, and returns how much: as [`write_all`](Self::write_all), but cancel-safe.
+    pub async fn write(&mut self, bytes: &[u8]) -> Result<usize, SandboxError> {
+        let space = alive(&*self.guest, self.space()).await?;
+        let piece = &bytes[..bytes.len().min(MAX_DATA).min(space)];
+        alive(&*self.guest, self.sender.send(&encode(&Request::Stdin(piece))?)).await??;
+        self.window.with(|window| window.sent(piece.len() as u64));
+        Ok(piece.len())
     }
 
     async fn space(&self) -> usize {
@@ -328,6 +300,6 @@ impl ChildInput {
     }
 
     async fn request(&mut self, request: &Request<'_>) -> Result<(), SandboxError> {
-        Ok(self.machine.alive(self.sender.send(&encode(request)?)).await??)
+        Ok(alive(&*self.guest, self.sender.send(&encode(request)?)).await??)
     }
 }

@@ -89,6 +89,18 @@ pub enum SandboxError {
     /// A request that cannot be sent.
     #[error(transparent)]
     Encode(#[from] throughline_wire::EncodeError),
+    /// `sandbox.json` cannot be used.
+    #[error("cannot use sandbox.json: {0}")]
+    Record(String),
+    /// Its process died while it was being created.
+    #[error("sandbox {0:?} was never ready: what created it has died, or is still at it; remove it, or wait")]
+    Unfinished(String),
+    /// It stands still.
+    #[error("sandbox {0:?} is paused; resume it first")]
+    Paused(String),
+    /// The way to the guest, through another process.
+    #[error(transparent)]
+    Way(Box<dyn std::error::Error + Send + Sync>),
     /// The system refused something.
     #[error("cannot {doing}: {source}")]
     Io {

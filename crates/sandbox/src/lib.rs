@@ -3,6 +3,7 @@
 //! | Module | Purpose |
 //! |---|---|
 //! | [`image`] | what a guest boots from: kernel and initramfs, built once and cached by content |
+//! | [`guest`] | the way to a guest, wherever its link lives |
 //! | [`Sandbox`] | a running guest: boot, exec, snapshot, restore, kill |
 //! | [`files`] | copying files into a guest and out of it |
 //! | [`bundle`] | a snapshot on disk |
@@ -14,15 +15,24 @@ pub mod engine;
 mod error;
 pub mod files;
 mod folders;
+pub mod guest;
 pub mod image;
+mod known;
 mod places;
 mod sandbox;
+pub mod sockets;
 mod zeros;
 
 pub use command::{Child, ChildEvent, ChildEvents, ChildInput, Command, Output};
 pub use error::SandboxError;
+pub use known::{Known, State};
 pub use places::PlaceError;
-pub use sandbox::{Restore, Sandbox, SandboxBuilder, Snapshot, SnapshotReport, Stage, Timings};
+pub use sandbox::{Record, Restore, Sandbox, SandboxBuilder, Snapshot, SnapshotReport, Stage, Timings, Wanted};
+
+/// Where snapshots that have a name lie.
+pub fn snapshots() -> std::path::PathBuf {
+    folders::data().join("snapshots")
+}
 
 /// The guest's agent: a static executable, process 1 of every guest.
 pub static AGENT: &[u8] = include_bytes!(env!("THROUGHLINE_AGENT_BINARY"));

@@ -4,6 +4,7 @@ use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Longest name of a sandbox, in bytes.
 const LONGEST: usize = 63;
@@ -20,6 +21,9 @@ pub enum PlaceError {
     /// Somebody has it.
     #[error("a sandbox named {0:?} exists already; choose another name, or remove it")]
     Taken(String),
+    /// Nobody has it.
+    #[error("there is no sandbox named {0:?}")]
+    Missing(String),
     /// The system refused.
     #[error("cannot create or remove {}: {source}", path.display())]
     Io {
@@ -38,26 +42,62 @@ pub(crate) struct Places {
     memory: PathBuf,
     /// Sockets, logs, `sandbox.json`.
     runtime: PathBuf,
+    /// Whether the folders stay.
+    kept: AtomicBool,
 }
 
 impl Places {
     /// Claims a name. Of two at once, one gets it.
     pub(crate) fn claim(name: &str) -> Result<Self, PlaceError> {
         check_name(name)?;
-        let uid = rustix::process::getuid().as_raw();
-        let memory = private(Path::new("/dev/shm"), &format!("throughline-{uid}"))?;
-        let runtime = runtime_folder(uid)?;
+        let (memory, runtime) = Self::folders()?;
         let (memory, runtime) = (memory.join(name), runtime.join(name));
         // The memory's folder is the claim: creating it is atomic.
         create(&memory).map_err(|source| match source.kind() {
             io::ErrorKind::AlreadyExists => PlaceError::Taken(name.to_owned()),
             _ => PlaceError::Io { path: memory.clone(), source },
         })?;
-        let this = Self { name: name.to_owned(), memory, runtime };
+        let this = Self { name: name.to_owned(), memory, runtime, kept: false.into() };
         for folder in [this.current(), this.runtime.clone()] {
             create(&folder).map_err(|source| PlaceError::Io { path: folder.clone(), source })?;
         }
         Ok(this)
+    }
+
+    /// The folders of a sandbox that exists. They stay unless [`end`](Self::end) says otherwise.
+    pub(crate) fn open(name: &str) -> Result<Self, PlaceError> {
+        check_name(name)?;
+        let (memory, runtime) = Self::folders()?;
+        let (memory, runtime) = (memory.join(name), runtime.join(name));
+        if !runtime.is_dir() {
+            return Err(PlaceError::Missing(name.to_owned()));
+        }
+        Ok(Self { name: name.to_owned(), memory, runtime, kept: true.into() })
+    }
+
+    /// The folders of all sandboxes' memory, and of their sockets and logs.
+    pub(crate) fn folders() -> Result<(PathBuf, PathBuf), PlaceError> {
+        let uid = rustix::process::getuid().as_raw();
+        Ok((private(Path::new("/dev/shm"), &format!("throughline-{uid}"))?, runtime_folder(uid)?))
+    }
+
+    /// Leaves the folders when this is dropped.
+    pub(crate) fn keep(&self) {
+        self.kept.store(true, Ordering::Relaxed);
+    }
+
+    /// Removes the folders when this is dropped.
+    pub(crate) fn end(&self) {
+        self.kept.store(false, Ordering::Relaxed);
+    }
+
+    /// Gives region, sidecar and RAM back. The name stays taken.
+    pub(crate) fn free_memory(&self) -> Result<(), PlaceError> {
+        let current = self.current();
+        match fs::remove_dir_all(&current) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(PlaceError::Io { path: current, source }),
+            _ => Ok(()),
+        }
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -68,9 +108,8 @@ impl Places {
     /// must have ended.
     pub(crate) fn clear(name: &str) -> Result<(), PlaceError> {
         check_name(name)?;
-        let uid = rustix::process::getuid().as_raw();
-        let memory = private(Path::new("/dev/shm"), &format!("throughline-{uid}"))?.join(name);
-        for folder in [runtime_folder(uid)?.join(name), memory] {
+        let (memory, runtime) = Self::folders()?;
+        for folder in [runtime.join(name), memory.join(name)] {
             match fs::remove_dir_all(&folder) {
                 Err(source) if source.kind() != io::ErrorKind::NotFound => {
                     return Err(PlaceError::Io { path: folder, source });
@@ -93,6 +132,9 @@ impl Places {
 
 impl Drop for Places {
     fn drop(&mut self) {
+        if self.kept.load(Ordering::Relaxed) {
+            return;
+        }
         for folder in [&self.runtime, &self.memory] {
             match fs::remove_dir_all(folder) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {

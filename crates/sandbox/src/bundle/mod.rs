@@ -212,6 +212,17 @@ impl Draft {
         })
     }
 
+    /// Removes a draft that a dead process left at this path. Nothing else is: a draft has a name of its own kind.
+    pub(crate) fn remove_left(folder: &Path) {
+        let is_draft = folder.file_name().is_some_and(|name| name.to_string_lossy().starts_with(DRAFT));
+        if is_draft
+            && let Err(error) = fs::remove_dir_all(folder)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(folder = %folder.display(), %error, "a dead process's draft was left behind");
+        }
+    }
+
     /// Path of one of its files.
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.as_ref().map_or_else(PathBuf::new, |folder| folder.path().join(name))

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use throughline::{Geometry, Link, Region, Sidecar};
 
 use super::start::{Starting, identity, region_file};
-use super::{About, Sandbox, Timings, write_record};
+use super::{About, Sandbox, Timings};
 use crate::SandboxError;
 use crate::engine::{BootSpec, Engine, Qemu, VmConfig};
 use crate::image::Image;
@@ -101,7 +101,7 @@ impl SandboxBuilder {
         let machine = started.elapsed();
         let starting = Starting { vm, places, deadline: self.deadline, started };
         match self.greet(&starting, region, sidecar).await {
-            Ok((link, about)) => Ok(starting.ready(link, about, machine)),
+            Ok((link, about)) => starting.ready(link, about, machine),
             Err(error) => Err(starting.abandon(error).await),
         }
     }
@@ -115,7 +115,8 @@ impl SandboxBuilder {
     ) -> Result<(Link, About), SandboxError> {
         let timeline = sidecar.timeline();
         let link = starting.attach(region, sidecar)?;
-        write_record(&starting.places, &link, &*starting.vm)?;
+        // On paper before anything of the user's runs, as the agent's version is not known yet.
+        starting.name_machine(&link, &self.about(0))?;
         starting.answer(link.agent_attached(starting.deadline)).await?;
         let agent = link.agent_version();
         if agent != throughline_wire::PROTOCOL {
@@ -123,15 +124,18 @@ impl SandboxBuilder {
         }
         link.give_identity(&identity(1, timeline)?);
         starting.answer(link.identity_taken(starting.deadline)).await?;
-        let about = About {
+        Ok((link, self.about(agent)))
+    }
+
+    fn about(&self, agent: u32) -> About {
+        About {
             image: self.image.id().to_owned(),
             rootfs: self.image.rootfs().cloned(),
             kernel: self.image.kernel_version().to_owned(),
             memory_mib: self.memory_mib,
             agent,
             timings: Timings::default(),
-        };
-        Ok((link, about))
+        }
     }
 }
 

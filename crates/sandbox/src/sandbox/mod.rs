@@ -2,30 +2,31 @@
 
 mod bell;
 mod create;
+pub(crate) mod record;
 mod restore;
 mod snapshot;
 mod start;
+mod take_over;
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use throughline::{ChannelId, Link};
 
 use crate::command::{Child, Command};
 use crate::engine::{Exit, Vm, VmRecord};
 use crate::files::Files;
+use crate::guest::{Guest, Here};
 use crate::image::Rootfs;
 use crate::places::Places;
 use crate::{SandboxError, bundle};
 
 pub use create::SandboxBuilder;
+pub use record::{Record, Wanted};
 pub use restore::Restore;
 pub use snapshot::{Snapshot, SnapshotReport, Stage};
-
-/// Version of `sandbox.json`.
-const RECORD_VERSION: u32 = 1;
 
 /// A running sandbox. The link and the machine's supervision live in this process; [`kill`](Self::kill)
 /// or dropping it ends the machine and removes what it used.
@@ -36,6 +37,10 @@ pub struct Sandbox {
     vm: Arc<dyn Vm>,
     places: Places,
     about: About,
+    /// As it is on paper. Locked while it changes.
+    record: Mutex<Record>,
+    /// Whether machine and folders end with this.
+    ends: AtomicBool,
     /// How long the guest may take to become quiet for a snapshot.
     quiet: Duration,
 }
@@ -58,15 +63,6 @@ pub struct Timings {
     pub machine: Duration,
     /// Until the guest had acknowledged its identity: ready.
     pub ready: Duration,
-}
-
-/// `sandbox.json`: which machine may run, for whoever takes over.
-#[derive(Debug, Serialize, Deserialize)]
-struct Record {
-    version: u32,
-    name: String,
-    timeline: String,
-    machine: VmRecord,
 }
 
 impl Sandbox {
@@ -105,8 +101,8 @@ impl Sandbox {
     }
 
     /// A command to run in the guest.
-    pub fn command(&self, program: impl AsRef<[u8]>) -> Command<'_> {
-        Command::new(self, program.as_ref())
+    pub fn command(&self, program: impl AsRef<[u8]>) -> Command {
+        Command::new(self.guest(), program)
     }
 
     /// The guest's files.
@@ -117,11 +113,12 @@ impl Sandbox {
     /// Takes over a command whose channel nobody holds, after a restore: its events go on where the
     /// snapshot's reader stopped. Before giving it input, [`query`](crate::ChildInput::query).
     pub fn adopt_command(&self, id: ChannelId) -> Result<Child, SandboxError> {
-        Ok(Child::new(self.link.adopt(id)?.messages()?, Some(self.vm())))
+        Ok(Child::adopt(self.link.adopt(id)?.messages()?, self.guest()))
     }
 
-    pub(crate) fn vm(&self) -> Arc<dyn Vm> {
-        self.vm.clone()
+    /// The way to the guest, for tasks that outlive this borrow.
+    pub fn guest(&self) -> Arc<dyn Guest> {
+        Arc::new(Here { link: self.link.clone(), vm: self.vm.clone() })
     }
 
     /// How long the guest may take to become quiet before a snapshot fails, or is not quiesced;
@@ -145,6 +142,62 @@ impl Sandbox {
         }
     }
 
+    /// What is known of it on paper.
+    pub fn record(&self) -> Record {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Changes what is on paper, before it becomes true.
+    fn change(&self, change: impl FnOnce(&mut Record)) -> Result<(), SandboxError> {
+        let mut record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut changed = record.clone();
+        change(&mut changed);
+        changed.write(self.places.runtime())?;
+        *record = changed;
+        Ok(())
+    }
+
+    /// Stops the guest's processors until [`resume`](Self::resume). Who takes the sandbox over finds it paused.
+    pub async fn pause(&self) -> Result<(), SandboxError> {
+        self.change(|record| record.wanted = Wanted::Paused)?;
+        Ok(self.vm.pause().await?)
+    }
+
+    /// Lets the guest's processors run again.
+    pub async fn resume(&self) -> Result<(), SandboxError> {
+        self.change(|record| record.wanted = Wanted::Running)?;
+        Ok(self.vm.resume().await?)
+    }
+
+    /// Notes on paper that name and logs are to vanish when the machine ends, for whoever sees it end.
+    pub fn vanishes_when_it_ends(&self) -> Result<(), SandboxError> {
+        self.change(|record| record.rm = true)
+    }
+
+    /// When this is dropped, the sandbox goes on: [`take_over`](Self::take_over) finds it by its name.
+    pub fn detach(&self) {
+        self.ends.store(false, Ordering::Relaxed);
+        self.places.keep();
+    }
+
+    /// After the machine has ended: notes how, gives its memory back, and keeps name and logs until
+    /// [`clear`](Self::clear).
+    pub fn conclude(&self, exit: Exit) -> Result<(), SandboxError> {
+        self.change(|record| record.exit = Some(exit))?;
+        self.places.keep();
+        Ok(self.places.free_memory()?)
+    }
+
+    /// Ends the machine at once, without waiting: [`exited`](Self::exited) tells.
+    pub fn end(&self) {
+        self.vm.end();
+    }
+
+    /// The folder of its sockets and logs.
+    pub fn runtime(&self) -> &std::path::Path {
+        self.places.runtime()
+    }
+
     /// Ends the machine at once, and removes what the sandbox used.
     pub async fn kill(self) -> Result<Exit, SandboxError> {
         Ok(self.vm.kill().await?)
@@ -153,7 +206,9 @@ impl Sandbox {
 
 impl Drop for Sandbox {
     fn drop(&mut self) {
-        self.vm.end();
+        if self.ends.load(Ordering::Relaxed) {
+            self.vm.end();
+        }
     }
 }
 
@@ -161,25 +216,6 @@ impl std::fmt::Debug for Sandbox {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Sandbox").field("name", &self.name()).field("about", &self.about).finish_non_exhaustive()
     }
-}
-
-/// Names the machine that may run; renamed into place before it does.
-fn write_record(places: &Places, link: &Link, vm: &dyn Vm) -> Result<(), SandboxError> {
-    let record = Record {
-        version: RECORD_VERSION,
-        name: places.name().to_owned(),
-        timeline: format!("{:032x}", link.timeline()),
-        machine: vm.record().clone(),
-    };
-    let failed = SandboxError::io("write sandbox.json");
-    let write = || {
-        let encoded = serde_json::to_vec(&record)?;
-        let file = tempfile::NamedTempFile::new_in(places.runtime())?;
-        std::io::Write::write_all(&mut file.as_file(), &encoded)?;
-        file.persist(places.runtime().join("sandbox.json"))?;
-        Ok(())
-    };
-    write().map_err(failed)
 }
 
 /// The manifest's words for what was carried.

@@ -12,7 +12,7 @@ use throughline::{Link, Origin, Region, Sidecar, Timeline};
 use super::create::random_name;
 use super::snapshot::blocking;
 use super::start::{Starting, identity, region_file};
-use super::{About, Sandbox, SandboxBuilder, Timings, write_record};
+use super::{About, Sandbox, SandboxBuilder, Timings};
 use crate::SandboxError;
 use crate::bundle::{Bundle, BundleError, MANIFEST, Manifest, RAM, REGION, SIDECAR, STATE};
 use crate::engine::{Engine, LoadSpec, Qemu, VmConfig};
@@ -125,12 +125,12 @@ impl Restore {
         let checked = checking.await.map_err(|error| SandboxError::io("check the RAM")(io::Error::other(error)));
         tracing::debug!(after = ?started.elapsed(), "checked");
         let woken = match checked {
-            Ok(Ok(())) => wake(&starting, region, sidecar).await,
+            Ok(Ok(())) => wake(&starting, &about, region, sidecar).await,
             Ok(Err(damaged)) => Err(damaged.into()),
             Err(error) => Err(error),
         };
         match woken {
-            Ok(link) => Ok(starting.ready(link, about, machine)),
+            Ok(link) => starting.ready(link, about, machine),
             Err(error) => Err(starting.abandon(error).await),
         }
     }
@@ -178,10 +178,10 @@ impl Restore {
 
 /// Gives the guest its identity, lets it run, and waits until it has taken it on. Only then does
 /// anything of the user's run.
-async fn wake(starting: &Starting, region: Region, sidecar: Sidecar) -> Result<Link, SandboxError> {
+async fn wake(starting: &Starting, about: &About, region: Region, sidecar: Sidecar) -> Result<Link, SandboxError> {
     let timeline = sidecar.timeline();
     let link = starting.attach(region, sidecar)?;
-    write_record(&starting.places, &link, &*starting.vm)?;
+    starting.name_machine(&link, about)?;
     // The clock last, just before the guest runs.
     link.give_identity(&identity(link.identity_seq() + 1, timeline)?);
     link.lift_quiesce();

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use throughline::Link;
 
-use super::{About, Sandbox, carried};
+use super::{About, Sandbox, Wanted, carried};
 use crate::SandboxError;
 use crate::bundle::{Bundle, BundleError, Carried, Draft, Manifest, RAM, REGION, SIDECAR, STATE, VERSION};
 use crate::engine::{Capture, CaptureReport, Vm, save_and_stop};
@@ -167,8 +167,11 @@ impl Snapshot<'_> {
     /// If it fails, the sandbox goes on as well, and nothing is at the place. If the future is dropped, the
     /// sandbox goes on, and what is at the place is complete or nothing.
     pub async fn take(self) -> Result<(Bundle, SnapshotReport), SandboxError> {
-        let vm = &*self.sandbox.vm;
-        match self.taken().await {
+        let (sandbox, vm) = (self.sandbox, &*self.sandbox.vm);
+        let taken = self.taken().await;
+        // Complete or vanished: a successor has nothing to remove.
+        sandbox.change(|record| record.snapshot = None)?;
+        match taken {
             Ok(taken) => Ok(taken),
             Err(error) => Err(explain(error, vm).await),
         }
@@ -177,7 +180,7 @@ impl Snapshot<'_> {
     async fn taken(self) -> Result<(Bundle, SnapshotReport), SandboxError> {
         let started = Instant::now();
         let Self { sandbox, place, quiet, observer } = self;
-        let draft = Draft::new(&place)?;
+        let draft = sandbox.draft(&place)?;
         let (source, image) = (sandbox.vm.ram()?, draft.path(RAM));
         // The bulk of RAM is copied while the guest runs; what it changes meanwhile is corrected later.
         let capture = blocking(move || Capture::begin(source, &image)).await?;
@@ -199,7 +202,7 @@ impl Snapshot<'_> {
     pub async fn take_and_stop(self) -> Result<(Bundle, SnapshotReport), SandboxError> {
         let started = Instant::now();
         let Self { sandbox, place, quiet, observer } = self;
-        let draft = Draft::new(&place)?;
+        let draft = sandbox.draft(&place)?;
         observer(Stage::Quieting);
         let quiesced = quiet.ask(&sandbox.link, &*sandbox.vm).await?;
         let _ends = Ending(&*sandbox.vm);
@@ -240,6 +243,16 @@ impl Sandbox {
     pub fn snapshot_with(&self, place: &Path) -> Snapshot<'_> {
         let quiet = Quiet { deadline: self.quiet, optional: false };
         Snapshot { sandbox: self, place: place.to_path_buf(), quiet, observer: Box::new(|_| ()) }
+    }
+
+    /// A draft, which a successor removes if this process dies.
+    fn draft(&self, place: &Path) -> Result<Draft, SandboxError> {
+        if self.record().wanted == Wanted::Paused {
+            return Err(SandboxError::Paused(self.name().to_owned()));
+        }
+        let draft = Draft::new(place)?;
+        self.change(|record| record.snapshot = Some(draft.path("")))?;
+        Ok(draft)
     }
 
     fn manifest(&self, quiesced: bool, carried: Carried) -> Manifest {

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use throughline::{Identity, Link, Region, Sidecar, Timeline, Unanswered};
 
-use super::{About, Sandbox, Timings, bell};
+use super::{About, Record, Sandbox, Timings, bell};
 use crate::SandboxError;
 use crate::engine::{Exit, Vm};
 use crate::places::Places;
@@ -42,11 +42,28 @@ impl Starting {
         }
     }
 
+    /// Names the machine that may run; on paper before it does.
+    pub(super) fn name_machine(&self, link: &Link, about: &About) -> Result<Record, SandboxError> {
+        let record = Record::new(self.places.name(), about, link, self.vm.record());
+        record.write(self.places.runtime())?;
+        Ok(record)
+    }
+
     /// The guest is ready.
-    pub(super) fn ready(self, link: Link, mut about: About, machine: Duration) -> Sandbox {
+    pub(super) fn ready(self, link: Link, mut about: About, machine: Duration) -> Result<Sandbox, SandboxError> {
         about.timings = Timings { machine, ready: self.started.elapsed() };
+        let record = self.name_machine(&link, &about)?;
         let bell = bell::Reconnecting::start(link.clone(), self.vm.clone());
-        Sandbox { _bell: bell, link, vm: self.vm, places: self.places, about, quiet: Sandbox::DEFAULT_QUIET }
+        Ok(Sandbox {
+            _bell: bell,
+            link,
+            vm: self.vm,
+            places: self.places,
+            about,
+            record: record.into(),
+            ends: true.into(),
+            quiet: Sandbox::DEFAULT_QUIET,
+        })
     }
 
     /// Ends the machine after a failure.

@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use throughline::{ChannelInfo, Doorbell, Link, Region, Sidecar};
+use throughline::{ChannelInfo, Link};
 use throughline_sandbox::bundle::Bundle;
-use throughline_sandbox::engine::{Engine, Qemu, Vm, VmRecord};
-use throughline_sandbox::{Child, Sandbox, Stage};
+use throughline_sandbox::engine::{Engine, Qemu, VmRecord};
+use throughline_sandbox::{Sandbox, Stage};
 use throughline_wire::info::{self, Info};
 use throughline_wire::{decode, encode, port};
 
@@ -41,38 +41,12 @@ fn ready(what: impl std::fmt::Display) {
     println!("\nready {what}");
 }
 
-/// The machine that a dead host has left. It ends, and its folders vanish, with this.
-struct Left {
-    vm: Box<dyn Vm>,
-    places: [PathBuf; 2],
-}
-
-impl Left {
-    async fn find(name: &str) -> Self {
-        let places = places(name);
-        let record = fs::read(places[1].join("sandbox.json")).unwrap();
-        let record: serde_json::Value = serde_json::from_slice(&record).unwrap();
-        let record: VmRecord = serde_json::from_value(record["machine"].clone()).unwrap();
-        Self { vm: Qemu::new().reattach(&record).await.unwrap(), places }
-    }
-
-    /// Takes the sandbox over, as a new host process does.
-    fn attach(&self) -> Link {
-        let current = self.places[0].join("current");
-        let region = Region::open(&current.join("region")).unwrap();
-        let sidecar = Sidecar::open(&current.join("sidecar"), &region).unwrap();
-        let doorbell = Doorbell::socket(self.vm.connect_bell().unwrap()).unwrap();
-        Link::host(region, sidecar).doorbell(doorbell).attach().unwrap()
-    }
-}
-
-impl Drop for Left {
-    fn drop(&mut self) {
-        self.vm.end();
-        for place in &self.places {
-            fs::remove_dir_all(place).expect("the folder goes");
-        }
-    }
+/// Whether the machine that a dead host has left runs.
+async fn runs(name: &str) -> bool {
+    let record = fs::read(places(name)[1].join("sandbox.json")).unwrap();
+    let record: serde_json::Value = serde_json::from_slice(&record).unwrap();
+    let record: VmRecord = serde_json::from_value(record["machine"].clone()).unwrap();
+    Qemu::new().reattach(&record).await.unwrap().running().await.unwrap()
 }
 
 async fn who(link: &Link) -> Info {
@@ -102,17 +76,17 @@ async fn vm_goes_on_under_a_new_host_process_as_if_nothing_had_happened() {
         let inner = name.clone();
         let host = tokio::task::spawn_blocking(move || killed_host(test, &inner, Path::new("")));
         let before = host.await.unwrap();
-        let left = Left::find(&name).await;
-        assert!(left.vm.running().await.unwrap());
-        let link = left.attach();
-        let info = who(&link).await;
+        let sandbox = Sandbox::take_over(&name).await.unwrap();
+        let info = who(sandbox.link()).await;
         let (at, identity) = before.split_once(' ').unwrap();
         assert_eq!(identity, format!("{:032x} {} {}", info.epoch, info.identity_seq, info.machine_id));
-        assert_eq!(info.epoch, link.timeline());
+        assert_eq!(info.epoch, sandbox.link().timeline());
+        let second = Sandbox::take_over(&name).await.unwrap_err();
+        assert!(second.to_string().contains(&format!("process {}", std::process::id())), "{second}");
 
         let printer = |channel: &ChannelInfo| channel.label == "printer";
-        let id = link.channels().into_iter().find(printer).unwrap().id;
-        let child = Child::adopt(link.adopt(id).unwrap()).unwrap();
+        let id = sandbox.link().channels().into_iter().find(printer).unwrap().id;
+        let child = sandbox.adopt_command(id).unwrap();
         let at: usize = at.parse().unwrap();
         let mut reader = Reader { at: Some(at as u64), ..Reader::new(child) };
         reader.finish().await;
@@ -165,10 +139,9 @@ async fn vm_snapshot_whose_host_process_is_killed_leaves_no_bundle() {
             let (inner, place) = (name.clone(), folder.path().join(stage));
             let target = place.clone();
             tokio::task::spawn_blocking(move || killed_host(test, &inner, &target)).await.unwrap();
-            let left = Left::find(&name).await;
             // The machine is as it was at that moment: paused, or running.
             if stage == "Paused" {
-                assert!(!left.vm.running().await.unwrap());
+                assert!(!runs(&name).await);
             }
             if place.exists() {
                 assert_eq!(stage, "finishing", "only then it may have been completed");
@@ -178,9 +151,11 @@ async fn vm_snapshot_whose_host_process_is_killed_leaves_no_bundle() {
                 drafts += 1;
                 let error = Bundle::open(&draft).unwrap_err();
                 assert!(error.to_string().contains("not completed"), "{stage}: {error}");
-                fs::remove_dir_all(draft).unwrap();
             }
-            drop(left);
+            // Whoever takes it over finds it running, and leaves no draft.
+            let sandbox = Sandbox::take_over(&name).await.unwrap();
+            assert!(partial(folder.path()).is_empty(), "{stage}");
+            assert!(sandbox.command("true").output().await.unwrap().stdout.is_empty());
         }
         assert!(drafts >= 4, "{drafts} of the kills came in the middle");
     })

@@ -115,7 +115,7 @@ async fn with_request(sandbox: &Sandbox, place: &Path) -> Bundle {
     let (bundle, report) = sandbox.snapshot(place).await.unwrap();
     assert!(report.carried.to_guest > 0, "{report:?}");
     // The source's own is served too.
-    let mut child = Child::adopt(link.adopt(messages.release()).unwrap()).unwrap();
+    let mut child = Child::adopt(link.adopt(messages.release()).unwrap().messages().unwrap(), sandbox.guest());
     assert!(!child.events.collect().await.unwrap().stdout.is_empty());
     bundle
 }

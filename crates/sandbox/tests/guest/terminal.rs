@@ -6,12 +6,12 @@ use throughline_wire::exec::Exit;
 use crate::support::{Reader, folder, restored, watched};
 
 /// A shell on a terminal.
-fn on_terminal<'a>(sandbox: &'a Sandbox, script: &str) -> Command<'a> {
+fn on_terminal(sandbox: &Sandbox, script: &str) -> Command {
     sandbox.command("sh").args(["-c", script]).tty(40, 100)
 }
 
 /// Starts it, and reads until it shows `text`.
-async fn started(command: Command<'_>, text: &str) -> Reader {
+async fn started(command: Command, text: &str) -> Reader {
     let mut reader = Reader::new(command.spawn().await.expect("a command on a terminal"));
     shows(&mut reader, text).await;
     reader

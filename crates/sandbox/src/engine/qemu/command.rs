@@ -9,9 +9,9 @@ use std::process::{Command, Stdio};
 use command_fds::{CommandFdExt, FdMapping};
 
 use super::console::{CONSOLE, MESSAGES};
-use super::sockets;
 use crate::engine::{BELL_NAME, EngineError, Machine, REGION_ADDRESS, VmConfig};
 use crate::image::Image;
+use crate::sockets;
 
 /// The control socket's name in a machine's folder.
 pub(super) const CONTROL: &str = "qmp";

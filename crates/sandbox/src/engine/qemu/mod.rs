@@ -24,7 +24,6 @@ mod probe;
 mod process;
 mod qmp;
 mod readiness;
-mod sockets;
 mod vm;
 
 use command::{Builder, CONTROL, Mapping};

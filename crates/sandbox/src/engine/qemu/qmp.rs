@@ -13,8 +13,8 @@ use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use super::sockets;
 use crate::engine::EngineError;
+use crate::sockets;
 
 /// How long the monitor may take for one answer. Only a hung or starved one needs so long.
 pub(super) const DEADLINE: Duration = Duration::from_secs(20);

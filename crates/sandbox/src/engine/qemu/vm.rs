@@ -17,8 +17,8 @@ use super::command::{BELL, CONTROL};
 use super::console::{self, Watch};
 use super::process::{Process, Status, proc_error};
 use super::qmp::{Qmp, Seen};
-use super::sockets;
 use crate::engine::{EngineError, Exit, ExitReason, RamRecord, RamSource, Vm, VmRecord};
+use crate::sockets;
 
 /// What the kernel prints when it panics.
 const PANIC: &str = "Kernel panic - not syncing";

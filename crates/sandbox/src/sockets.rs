@@ -10,7 +10,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 /// Listens on `folder/name`, replacing a socket that a dead monitor left there.
-pub(super) fn listen(folder: &Path, name: &str) -> io::Result<UnixListener> {
+pub fn listen(folder: &Path, name: &str) -> io::Result<UnixListener> {
     let folder = File::open(folder)?;
     let path = short(&folder, name);
     match std::fs::remove_file(&path) {
@@ -21,7 +21,7 @@ pub(super) fn listen(folder: &Path, name: &str) -> io::Result<UnixListener> {
 }
 
 /// Connects to `folder/name`. Never waits: a listener's backlog takes the connection.
-pub(super) fn connect(folder: &Path, name: &str) -> io::Result<UnixStream> {
+pub fn connect(folder: &Path, name: &str) -> io::Result<UnixStream> {
     let folder = File::open(folder)?;
     UnixStream::connect(short(&folder, name))
 }

@@ -1,0 +1,263 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Sandboxes on microVMs, whose connections survive snapshot, restore, and the death of either process.
+#[derive(Debug, Parser)]
+#[command(name = "throughline", version, propagate_version = true)]
+pub struct Arguments {
+    /// Print JSON: results on the standard output, errors on the standard error output
+    #[arg(long, global = true, env = "THROUGHLINE_JSON", value_parser = clap::builder::FalseyValueParser::new())]
+    pub json: bool,
+    /// What to do
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Create a sandbox; with a command, run that in it
+    Run(Run),
+    /// Run a command in a sandbox
+    Exec(Exec),
+    /// Go on with a command, at the byte where the last reader left it
+    Attach {
+        /// The sandbox
+        name: String,
+        /// The command's id, as printed by `exec -d` and listed by `ps`
+        id: String,
+    },
+    /// List the commands of a sandbox that have not been read to their end
+    Ps {
+        /// The sandbox
+        name: String,
+    },
+    /// List the sandboxes
+    Ls,
+    /// Show a sandbox's console
+    Logs {
+        /// The sandbox
+        name: String,
+        /// Show the shim's log instead
+        #[arg(long)]
+        shim: bool,
+        /// Go on until the sandbox ends
+        #[arg(short, long)]
+        follow: bool,
+    },
+    /// Stop a sandbox's processors
+    Pause {
+        /// The sandbox
+        name: String,
+    },
+    /// Let them run again
+    Resume {
+        /// The sandbox
+        name: String,
+    },
+    /// Wait until a sandbox has ended, and say how
+    Wait {
+        /// The sandbox
+        name: String,
+    },
+    /// End a sandbox at once; its name and logs stay
+    Kill {
+        /// The sandbox
+        name: String,
+    },
+    /// Remove sandboxes that have ended
+    Rm {
+        /// The sandboxes
+        #[arg(required = true)]
+        names: Vec<String>,
+        /// End those that run
+        #[arg(short, long)]
+        force: bool,
+    },
+    /// Remove every sandbox that has ended, and what dead processes left
+    Prune,
+    /// Show what is known of a sandbox or a bundle: identity, lineage, channels, bytes in flight
+    Inspect {
+        /// A sandbox's name, a snapshot's name, or a bundle's folder
+        what: String,
+    },
+    /// Snapshots
+    #[command(subcommand)]
+    Snapshot(SnapshotVerb),
+    /// Images
+    #[command(subcommand)]
+    Image(ImageVerb),
+    /// Print a script that completes commands in a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Hold a sandbox: started by the others
+    #[command(hide = true)]
+    Shim,
+}
+
+/// What a new sandbox is to be.
+#[derive(Debug, Args)]
+pub struct Run {
+    /// Name; a random one without
+    #[arg(long, env = "THROUGHLINE_NAME")]
+    pub name: Option<String>,
+    /// Guest memory, such as 256M or 1G
+    #[arg(long, default_value = "256M", env = "THROUGHLINE_MEMORY", value_parser = mebibytes)]
+    pub memory: u32,
+    /// Image
+    #[arg(long, default_value = "default", env = "THROUGHLINE_IMAGE")]
+    pub image: String,
+    /// Remove the sandbox when it ends; with a command, end it with the command
+    #[arg(long)]
+    pub rm: bool,
+    #[command(flatten)]
+    pub how: How,
+    /// The command and its arguments
+    #[arg(last = true)]
+    pub command: Vec<String>,
+}
+
+/// What to run.
+#[derive(Debug, Args)]
+pub struct Exec {
+    /// The sandbox
+    pub name: String,
+    #[command(flatten)]
+    pub how: How,
+    /// The command and its arguments
+    #[arg(last = true, required = true)]
+    pub command: Vec<String>,
+}
+
+/// How to run a command.
+#[derive(Debug, Args)]
+pub struct How {
+    /// Set a variable; without `=`, hand on this program's own
+    #[arg(short, long = "env", value_name = "K=V")]
+    pub env: Vec<String>,
+    /// Working directory
+    #[arg(short, long, value_name = "DIR")]
+    pub workdir: Option<String>,
+    /// User: `name`, `uid`, `name:group` or `uid:gid`
+    #[arg(short, long)]
+    pub user: Option<String>,
+    /// Hand on the standard input
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Give the command a terminal
+    #[arg(short, long)]
+    pub tty: bool,
+    /// Return at once, and print the command's id
+    #[arg(short, long)]
+    pub detach: bool,
+    /// End the command after so long, such as 30s or 5m; the exit code is then 124
+    #[arg(long, value_parser = duration)]
+    pub timeout: Option<Duration>,
+}
+
+/// What to do with snapshots.
+#[derive(Debug, Subcommand)]
+pub enum SnapshotVerb {
+    /// Take one; the sandbox goes on
+    Create {
+        /// The sandbox
+        name: String,
+        /// The snapshot's name, or a path with a slash
+        snapshot: String,
+        /// End the sandbox with it: its memory is moved, not copied
+        #[arg(long)]
+        stop: bool,
+        /// Take it even of a guest that does not become quiet
+        #[arg(long)]
+        unquiesced: bool,
+    },
+    /// Create a sandbox that goes on where a snapshot was taken
+    Restore {
+        /// The snapshot's name, or a path with a slash
+        snapshot: String,
+        /// Name of the sandbox; a random one without
+        #[arg(long)]
+        name: Option<String>,
+        /// Remove the sandbox when it ends
+        #[arg(long)]
+        rm: bool,
+    },
+    /// List the snapshots
+    Ls,
+    /// Remove snapshots
+    Rm {
+        /// The snapshots
+        #[arg(required = true)]
+        snapshots: Vec<String>,
+    },
+    /// Check every byte of a snapshot
+    Verify {
+        /// The snapshot's name, or a path with a slash
+        snapshot: String,
+    },
+    /// Show a snapshot
+    Inspect {
+        /// The snapshot's name, or a path with a slash
+        snapshot: String,
+    },
+}
+
+/// What to do with images.
+#[derive(Debug, Subcommand)]
+pub enum ImageVerb {
+    /// Build an image, or find it built, and give it a name
+    Build {
+        /// Its name
+        #[arg(default_value = "default")]
+        name: String,
+        /// Its userland: a folder, or an archive (.tar, .tar.gz, .tar.zst) such as an exported container
+        #[arg(long, value_name = "DIR|TAR")]
+        rootfs: Option<PathBuf>,
+        /// Boot this kernel, not the distribution's
+        #[arg(long, value_name = "FILE")]
+        kernel: Option<PathBuf>,
+        /// That kernel's modules
+        #[arg(long, value_name = "DIR", requires = "kernel")]
+        modules: Option<PathBuf>,
+        /// Ask for a newer kernel of the distribution
+        #[arg(long)]
+        refresh: bool,
+    },
+    /// List the images
+    Ls,
+    /// Remove images that nothing needs
+    Rm {
+        /// Names, or ids
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+}
+
+fn mebibytes(text: &str) -> Result<u32, String> {
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let number: u32 = number.parse().map_err(|_| "write it like 256M or 1G".to_owned())?;
+    let mebibytes = match unit {
+        "M" | "MiB" | "m" => Some(number),
+        "G" | "GiB" | "g" => number.checked_mul(1024),
+        _ => return Err("write it like 256M or 1G".to_owned()),
+    };
+    mebibytes.filter(|mebibytes| (32..=1 << 20).contains(mebibytes)).ok_or_else(|| "from 32M to 1024G".to_owned())
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let number: u64 = number.parse().map_err(|_| "write it like 500ms, 30s or 5m".to_owned())?;
+    match unit {
+        "ms" => Ok(Duration::from_millis(number)),
+        "" | "s" => Ok(Duration::from_secs(number)),
+        "m" => Ok(Duration::from_secs(number * 60)),
+        "h" => Ok(Duration::from_secs(number * 3600)),
+        _ => Err("write it like 500ms, 30s or 5m".to_owned()),
+    }
+}

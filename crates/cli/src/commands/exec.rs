@@ -1,0 +1,171 @@
+//! Running commands, and following them.
+
+use std::time::Duration;
+
+use throughline_sandbox::{Child, ChildEvent, ChildEvents, Command};
+use throughline_shim::client::Remote;
+use throughline_wire::exec::Exit;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::arguments::How;
+use crate::error::CliError;
+use crate::output;
+use crate::terminal::{Raw, size};
+
+/// What `timeout` and its like return.
+const TIMED_OUT: u8 = 124;
+const KILL: i32 = 9;
+
+/// Runs a command; its exit code.
+pub async fn exec(remote: &Remote, how: &How, command: &[String], json: bool) -> Result<u8, CliError> {
+    let way = remote.guest(how.detach);
+    let mut started = Command::new(way.clone(), &command[0]).args(&command[1..]).label(command.join(" "));
+    for variable in &how.env {
+        started = match variable.split_once('=') {
+            Some((name, value)) => started.env(name, value),
+            None => match std::env::var(variable) {
+                Ok(value) => started.env(variable, value),
+                Err(_) => started,
+            },
+        };
+    }
+    started = how.workdir.iter().fold(started, Command::current_dir);
+    started = how.user.iter().fold(started, Command::user);
+    let input = how.interactive && !how.detach;
+    if input {
+        started = started.stdin();
+    }
+    let terminal = if how.tty { Some(size().unwrap_or((24, 80))) } else { None };
+    if let Some((rows, cols)) = terminal {
+        let kind = std::env::var("TERM").unwrap_or_else(|_| "xterm".to_owned());
+        started = started.tty(rows, cols).env("TERM", kind);
+    }
+    let child = started.spawn().await?;
+    if how.detach {
+        if json {
+            output::json(&serde_json::json!({ "name": remote.name(), "id": way.id() }));
+        } else {
+            output::line(&way.id());
+        }
+        return Ok(0);
+    }
+    follow(child, input, how.tty, how.timeout).await
+}
+
+/// Goes on with a command.
+pub async fn attach(remote: &Remote, id: &str) -> Result<u8, CliError> {
+    let mut child = remote.attach(id).await?;
+    // What it has had as input is known only to the guest.
+    child.input.query().await?;
+    follow(child, true, false, None).await
+}
+
+/// Hands on input, output, signals and size until the command has ended; its exit code.
+async fn follow(child: Child, input: bool, tty: bool, timeout: Option<Duration>) -> Result<u8, CliError> {
+    let Child { events, input: mut to, .. } = child;
+    let _raw = if tty && input { Raw::enter() } else { None };
+    let mut signals = Signals::listen()?;
+    let mut out = std::pin::pin!(print(events));
+    let mut deadline = std::pin::pin!(async {
+        match timeout {
+            Some(timeout) => tokio::time::sleep(timeout).await,
+            None => std::future::pending().await,
+        }
+    });
+    let mut stdin = tokio::io::stdin();
+    let (mut buffer, mut pending, mut given) = (vec![0; 16 << 10], Vec::new(), 0);
+    let mut reading = input;
+    let mut timed_out = false;
+    loop {
+        tokio::select! {
+            exit = &mut out => {
+                let code = exit?;
+                return Ok(if timed_out { TIMED_OUT } else { code });
+            }
+            count = stdin.read(&mut buffer), if reading && given == pending.len() => {
+                let count = count.map_err(CliError::io("read the standard input"))?;
+                (pending, given) = (buffer[..count].to_vec(), 0);
+                if count == 0 {
+                    reading = false;
+                    // A command that has ended takes no input; its events say so.
+                    let _ = to.end().await;
+                }
+            }
+            count = to.write(&pending[given..]), if given < pending.len() => {
+                reading &= count.is_ok();
+                given += count.unwrap_or(pending.len() - given);
+            }
+            signal = signals.next() => match signal {
+                Some(number) => { let _ = to.signal(number, true).await; }
+                None => if tty && let Some((rows, cols)) = size() { let _ = to.resize(rows, cols).await; },
+            },
+            () = &mut deadline, if !timed_out => {
+                timed_out = true;
+                let _ = to.signal(KILL, true).await;
+            }
+        }
+    }
+}
+
+/// Prints what the command prints, to its end.
+async fn print(mut events: ChildEvents) -> Result<u8, CliError> {
+    let (mut stdout, mut stderr) = (tokio::io::stdout(), tokio::io::stderr());
+    let mut exit = None;
+    while let Some(event) = events.next().await? {
+        let written = match event {
+            ChildEvent::Stdout { data, .. } => write(&mut stdout, &data).await,
+            ChildEvent::Stderr { data, .. } => write(&mut stderr, &data).await,
+            ChildEvent::Exited(how) => {
+                exit = Some(how);
+                Ok(())
+            }
+            ChildEvent::Status(status) => {
+                exit = exit.or(status.exit);
+                Ok(())
+            }
+            ChildEvent::Started { .. } => Ok(()),
+        };
+        written.map_err(CliError::io("print what the command prints"))?;
+    }
+    let code = exit.map_or(i32::from(crate::OWN_FAILURE), Exit::shell_code);
+    Ok(u8::try_from(code & 0xff).unwrap_or(crate::OWN_FAILURE))
+}
+
+async fn write(to: &mut (impl AsyncWriteExt + Unpin), bytes: &[u8]) -> std::io::Result<()> {
+    to.write_all(bytes).await?;
+    to.flush().await
+}
+
+/// Signals to hand on.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hang_up: Signal,
+    quit: Signal,
+    resized: Signal,
+}
+
+impl Signals {
+    fn listen() -> Result<Self, CliError> {
+        let on = |kind| signal(kind).map_err(CliError::io("listen for signals"));
+        Ok(Self {
+            interrupt: on(SignalKind::interrupt())?,
+            terminate: on(SignalKind::terminate())?,
+            hang_up: on(SignalKind::hangup())?,
+            quit: on(SignalKind::quit())?,
+            resized: on(SignalKind::window_change())?,
+        })
+    }
+
+    /// The next one's number; `None` for another size of the terminal.
+    async fn next(&mut self) -> Option<i32> {
+        tokio::select! {
+            _ = self.interrupt.recv() => Some(2),
+            _ = self.terminate.recv() => Some(15),
+            _ = self.hang_up.recv() => Some(1),
+            _ = self.quit.recv() => Some(3),
+            _ = self.resized.recv() => None,
+        }
+    }
+}

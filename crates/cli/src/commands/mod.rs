@@ -1,0 +1,128 @@
+//! What each verb does.
+
+mod exec;
+mod image;
+mod list;
+mod logs;
+mod remove;
+mod snapshot;
+
+use std::path::PathBuf;
+
+use throughline_sandbox::SandboxError;
+use throughline_sandbox::engine::Exit;
+use throughline_shim::ShimError;
+use throughline_shim::client::Remote;
+use throughline_shim::start::{Program, Start};
+
+use crate::arguments::{Arguments, Run, Verb};
+use crate::error::CliError;
+use crate::output;
+
+/// Does it. The exit code.
+pub async fn run(arguments: Arguments) -> Result<u8, CliError> {
+    let json = arguments.json;
+    match arguments.verb {
+        Verb::Run(run) => create(run, json).await,
+        Verb::Exec(exec) => exec::exec(&connect(&exec.name).await?, &exec.how, &exec.command, json).await,
+        Verb::Attach { name, id } => exec::attach(&connect(&name).await?, &id).await,
+        Verb::Ps { name } => list::commands(&connect(&name).await?, json).await,
+        Verb::Ls => list::sandboxes(json),
+        Verb::Inspect { what } => list::inspect(&what, json).await,
+        Verb::Logs { name, shim, follow } => logs::show(&name, shim, follow).await,
+        Verb::Pause { name } => {
+            connect(&name).await?.pause().await?;
+            Ok(state(&name, "paused", json))
+        }
+        Verb::Resume { name } => {
+            connect(&name).await?.resume().await?;
+            Ok(state(&name, "running", json))
+        }
+        Verb::Wait { name } => wait(&name, json).await,
+        Verb::Kill { name } => Ok(ended(&name, &connect(&name).await?.kill().await?, json)),
+        Verb::Rm { names, force } => remove::sandboxes(&names, force, json).await,
+        Verb::Prune => remove::prune(json),
+        Verb::Snapshot(verb) => snapshot::run(verb, json).await,
+        Verb::Image(verb) => image::run(verb, json).await,
+        Verb::Completions { shell } => {
+            let mut command = <Arguments as clap::CommandFactory>::command();
+            clap_complete::generate(shell, &mut command, "throughline", &mut std::io::stdout());
+            Ok(0)
+        }
+        Verb::Shim => crate::shim::run().await,
+    }
+}
+
+/// A sandbox through its shim, which is this program.
+async fn connect(name: &str) -> Result<Remote, CliError> {
+    Ok(Remote::connect(name, Program::this()).await?)
+}
+
+async fn create(run: Run, json: bool) -> Result<u8, CliError> {
+    let Run { name, memory, image, rm, how, command } = run;
+    image::ensure(&image, json).await?;
+    let start = Start::Create { name, image, memory_mib: memory, rm };
+    let name = Program::this().start(&start).await?;
+    if command.is_empty() {
+        announce(&name, json);
+        return Ok(0);
+    }
+    let remote = connect(&name).await?;
+    let code = exec::exec(&remote, &how, &command, json).await;
+    if rm && !how.detach {
+        // It vanishes with its machine.
+        remote.kill().await?;
+    }
+    code
+}
+
+/// Says the name of a sandbox that is ready.
+fn announce(name: &str, json: bool) {
+    if json {
+        output::json(&serde_json::json!({ "name": name }));
+    } else {
+        output::line(name);
+    }
+}
+
+fn state(name: &str, state: &str, json: bool) -> u8 {
+    if json {
+        output::json(&serde_json::json!({ "name": name, "state": state }));
+    }
+    0
+}
+
+/// Waits for the end, or tells of one that has come.
+async fn wait(name: &str, json: bool) -> Result<u8, CliError> {
+    let exit = match Remote::connect(name, Program::this()).await {
+        Ok(remote) => remote.wait().await?,
+        Err(ShimError::Sandbox(SandboxError::Ended(exit))) => *exit,
+        Err(error) => return Err(error.into()),
+    };
+    Ok(ended(name, &exit, json))
+}
+
+fn ended(name: &str, exit: &Exit, json: bool) -> u8 {
+    if json {
+        output::json(&serde_json::json!({ "name": name, "state": "exited", "exit": exit }));
+    } else {
+        output::line(&format!("{name}: {}", exit.reason));
+    }
+    0
+}
+
+/// A snapshot's folder: a path if it looks like one, else the place of its name.
+fn snapshot_place(name: &str) -> Result<PathBuf, CliError> {
+    if name.contains('/') {
+        return std::path::absolute(name).map_err(CliError::io("find the snapshot"));
+    }
+    let good = !name.is_empty()
+        && !name.starts_with('.')
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
+    if !good {
+        return Err(CliError::Usage(format!(
+            "{name:?} is no name for a snapshot: use letters, digits, '-', '_' or '.', or give a path with a slash"
+        )));
+    }
+    Ok(throughline_sandbox::snapshots().join(name))
+}

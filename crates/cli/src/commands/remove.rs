@@ -1,0 +1,50 @@
+//! Removing what is not needed any more.
+
+use serde_json::json;
+use throughline_sandbox::{Known, PlaceError, SandboxError};
+
+use super::connect;
+use crate::error::CliError;
+use crate::output;
+
+/// `rm`
+pub async fn sandboxes(names: &[String], force: bool, json: bool) -> Result<u8, CliError> {
+    for name in names {
+        remove(name, force).await?;
+        if json {
+            output::json(&json!({ "name": name, "removed": true }));
+        }
+    }
+    Ok(0)
+}
+
+async fn remove(name: &str, force: bool) -> Result<(), CliError> {
+    let known = match Known::find(name) {
+        Err(SandboxError::Place(PlaceError::Missing(_))) if force => return Ok(()),
+        found => found?,
+    };
+    if known.is_alive() {
+        if !force {
+            return Err(CliError::Usage(format!("sandbox {name:?} runs; end it first, or use `rm --force`")));
+        }
+        connect(name).await?.kill().await?;
+    }
+    Ok(Known::remove(name)?)
+}
+
+/// `prune`
+pub fn prune(json: bool) -> Result<u8, CliError> {
+    let mut removed = Vec::new();
+    for known in Known::list()?.into_iter().filter(|known| !known.is_alive() && known.record.is_some()) {
+        Known::remove(&known.name)?;
+        removed.push(known.name);
+    }
+    if json {
+        output::json(&json!({ "removed": removed }));
+    } else {
+        for name in &removed {
+            output::line(name);
+        }
+    }
+    Ok(0)
+}

@@ -1,0 +1,99 @@
+//! Snapshots.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::json;
+use throughline_sandbox::SandboxError;
+use throughline_sandbox::bundle::Bundle;
+use throughline_shim::start::{Program, Start};
+
+use super::{announce, connect, list, snapshot_place};
+use crate::arguments::SnapshotVerb;
+use crate::error::CliError;
+use crate::output;
+
+/// `snapshot …`
+pub async fn run(verb: SnapshotVerb, json: bool) -> Result<u8, CliError> {
+    match verb {
+        SnapshotVerb::Create { name, snapshot, stop, unquiesced } => {
+            let place = snapshot_place(&snapshot)?;
+            let snapped = connect(&name).await?.snapshot(place, stop, unquiesced).await?;
+            if json {
+                output::json(&json!({ "snapshot": snapshot, "report": snapped }));
+            } else {
+                output::line(&snapshot);
+            }
+            Ok(0)
+        }
+        SnapshotVerb::Restore { snapshot, name, rm } => {
+            let bundle = snapshot_place(&snapshot)?;
+            let name = Program::this().start(&Start::Restore { name, bundle, rm }).await?;
+            announce(&name, json);
+            Ok(0)
+        }
+        SnapshotVerb::Ls => all(json),
+        SnapshotVerb::Rm { snapshots } => snapshots.iter().try_for_each(|name| remove(name)).map(|()| 0),
+        SnapshotVerb::Verify { snapshot } => verify(&snapshot, json),
+        SnapshotVerb::Inspect { snapshot } => {
+            let place = snapshot_place(&snapshot)?;
+            list::inspect(&place.to_string_lossy(), json).await
+        }
+    }
+}
+
+fn open(place: &Path) -> Result<Bundle, CliError> {
+    Ok(Bundle::open(place).map_err(SandboxError::from)?)
+}
+
+fn all(json: bool) -> Result<u8, CliError> {
+    let mut names: Vec<String> = match fs::read_dir(throughline_sandbox::snapshots()) {
+        Ok(entries) => entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        Err(error) => return Err(CliError::io("list the snapshots")(error)),
+    };
+    names.sort();
+    let found = names.into_iter().filter_map(|name| Some((open(&snapshot_place(&name).ok()?).ok()?, name)));
+    let rows: Vec<_> = found.map(|(bundle, name)| (name, bundle.manifest().clone())).collect();
+    if json {
+        let values: Vec<_> =
+            rows.iter().map(|(name, manifest)| json!({ "name": name, "manifest": manifest })).collect();
+        output::json(&values);
+        return Ok(0);
+    }
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let now = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+    let cells = rows.iter().map(|(name, manifest)| {
+        let size = manifest.files.values().map(|file| file.bytes).sum();
+        let carried = manifest.carried.to_guest + manifest.carried.to_host;
+        vec![
+            name.clone(),
+            output::age(now.saturating_sub(manifest.created_ms)),
+            output::bytes(size),
+            output::bytes(carried),
+            if manifest.quiesced { "yes" } else { "no" }.to_owned(),
+        ]
+    });
+    output::table(&["NAME", "AGE", "SIZE", "CARRIED", "QUIESCED"], &cells.collect::<Vec<_>>());
+    Ok(0)
+}
+
+fn remove(name: &str) -> Result<(), CliError> {
+    let place = snapshot_place(name)?;
+    // Only what is a bundle.
+    open(&place)?;
+    fs::remove_dir_all(&place).map_err(CliError::io("remove the snapshot"))
+}
+
+fn verify(name: &str, json: bool) -> Result<u8, CliError> {
+    let bundle = open(&snapshot_place(name)?)?;
+    for file in bundle.manifest().files.keys() {
+        bundle.check(file).map_err(SandboxError::from)?;
+    }
+    if json {
+        output::json(&json!({ "snapshot": name, "whole": true }));
+    } else {
+        output::line(&format!("{name}: whole"));
+    }
+    Ok(0)
+}

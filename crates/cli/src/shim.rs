@@ -1,0 +1,64 @@
+//! `throughline shim`: the process that holds a sandbox. Started by the others.
+
+use std::fs::File;
+use std::io::{BufRead, Write};
+use std::path::Path;
+
+use throughline_shim::ShimError;
+use throughline_shim::api::{Failure, Kind};
+use throughline_shim::server::Server;
+use throughline_shim::start::{Outcome, Start};
+
+use crate::error::CliError;
+
+/// Reads what to do from the standard input, says what came of it, and serves.
+pub async fn run() -> Result<u8, CliError> {
+    let start = tokio::task::spawn_blocking(read).await.map_err(|error| CliError::io("read")(error.into()))??;
+    match Server::begin(start).await {
+        Ok(server) => {
+            log_to(server.runtime())?;
+            say(&Outcome::Ready { name: server.name().to_owned() })?;
+            server.serve().await?;
+            Ok(0)
+        }
+        Err(error) => {
+            let kind = match &error {
+                ShimError::Failure(failure) => failure.kind,
+                ShimError::Sandbox(throughline_sandbox::SandboxError::Ended(_)) => Kind::Ended,
+                ShimError::Sandbox(throughline_sandbox::SandboxError::Place(place)) => match place {
+                    throughline_sandbox::PlaceError::Taken(_) => Kind::Taken,
+                    throughline_sandbox::PlaceError::Missing(_) => Kind::Missing,
+                    throughline_sandbox::PlaceError::Name(_) => Kind::Misuse,
+                    _ => Kind::Failed,
+                },
+                _ => Kind::Failed,
+            };
+            say(&Outcome::Failed(Failure { kind, message: error.to_string() }))?;
+            Ok(super::OWN_FAILURE)
+        }
+    }
+}
+
+fn read() -> Result<Start, CliError> {
+    let mut line = String::new();
+    std::io::stdin().lock().read_line(&mut line).map_err(CliError::io("read what to start"))?;
+    serde_json::from_str(&line).map_err(|error| {
+        CliError::Usage(format!("`throughline shim` is started by other commands, not by people: {error}"))
+    })
+}
+
+fn say(outcome: &Outcome) -> Result<(), CliError> {
+    let text = serde_json::to_string(outcome).map_err(|error| CliError::io("answer")(error.into()))?;
+    let mut stdout = std::io::stdout();
+    // Whoever asked may have gone; the sandbox is there all the same.
+    let _ = writeln!(stdout, "{text}").and_then(|()| stdout.flush());
+    let quiet = File::options().write(true).open("/dev/null").map_err(CliError::io("open /dev/null"))?;
+    rustix::stdio::dup2_stdout(&quiet).map_err(|error| CliError::io("let go of the standard output")(error.into()))
+}
+
+/// What goes wrong from now on is read in the sandbox's folder.
+fn log_to(runtime: &Path) -> Result<(), CliError> {
+    let log = File::options().create(true).append(true).open(runtime.join("shim.log"));
+    let log = log.map_err(CliError::io("open shim.log"))?;
+    rustix::stdio::dup2_stderr(&log).map_err(|error| CliError::io("write to shim.log")(error.into()))
+}

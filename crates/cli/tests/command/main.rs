@@ -1,0 +1,5 @@
+//! The command and its shims, against real guests.
+
+mod kills;
+mod support;
+mod verbs;

@@ -1,0 +1,74 @@
+//! A sandbox per test, and the command.
+
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use throughline_shim::start::Program;
+
+/// How long anything may take before a test is called hung.
+const WATCHDOG: Duration = Duration::from_mins(4);
+
+/// The command that was built with the tests.
+pub fn program() -> Program {
+    Program { path: PathBuf::from(env!("CARGO_BIN_EXE_throughline")), arguments: vec!["shim".to_owned()] }
+}
+
+/// Runs a test under the watchdog.
+pub async fn watched<T>(test: impl Future<Output = T>) -> T {
+    tokio::time::timeout(WATCHDOG, test).await.expect("the test hangs")
+}
+
+/// A name that nobody else has; whatever has it ends with this.
+pub struct Name(pub String);
+
+impl Name {
+    pub fn new(test: &str) -> Self {
+        Self(format!("{test}-{}", std::process::id()))
+    }
+}
+
+impl Drop for Name {
+    fn drop(&mut self) {
+        let removed = throughline(["rm", "--force", &self.0]);
+        if !std::thread::panicking() {
+            assert!(removed.status.success(), "{}", text(&removed.stderr));
+        }
+    }
+}
+
+/// Runs the command to its end.
+pub fn throughline<const N: usize>(arguments: [&str; N]) -> Output {
+    throughline_with(&arguments, b"")
+}
+
+/// The same with an input.
+pub fn throughline_with(arguments: &[&str], input: &[u8]) -> Output {
+    use std::io::Write;
+    let mut command = Command::new(env!("CARGO_BIN_EXE_throughline"));
+    let piped = command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = piped.spawn().expect("the command");
+    let mut stdin = child.stdin.take().expect("its input");
+    let input = input.to_vec();
+    // A command that ends early does not read it.
+    let feeding = std::thread::spawn(move || drop(stdin.write_all(&input)));
+    let output = child.wait_with_output().expect("its end");
+    feeding.join().expect("the input");
+    output
+}
+
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Runs the command, which must succeed; what it printed.
+pub fn printed<const N: usize>(arguments: [&str; N]) -> String {
+    let output = throughline(arguments);
+    assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
+    text(&output.stdout)
+}
+
+/// The same, as JSON.
+pub fn json<const N: usize>(arguments: [&str; N]) -> serde_json::Value {
+    serde_json::from_str(&printed(arguments)).expect("JSON")
+}

@@ -1,0 +1,94 @@
+//! Each verb, as a person or a program uses it.
+
+use crate::support::{Name, json, printed, text, throughline, throughline_with};
+
+#[test]
+fn vm_main_path_run_exec_snapshot_restore_and_remove() {
+    let name = Name::new("verbs");
+    let output = throughline(["run", "--name", &name.0, "--", "sh", "-c", "echo out; echo err >&2; exit 3"]);
+    assert_eq!(output.status.code(), Some(3), "{}", text(&output.stderr));
+    assert_eq!((text(&output.stdout), text(&output.stderr)), ("out\n".to_owned(), "err\n".to_owned()));
+
+    // It stays; it is listed; its name is taken.
+    let listed = json(["ls", "--json"]);
+    let row = listed.as_array().unwrap().iter().find(|row| row["name"] == name.0.as_str()).unwrap();
+    assert_eq!(row["state"], "running");
+    assert_eq!(row["memory_bytes"], 256 << 20);
+    assert!(row["pid"].as_u64().is_some() && row["age_ms"].as_u64().is_some() && row["image"].is_string(), "{row}");
+    let again = throughline(["--json", "run", "--name", &name.0]);
+    assert_eq!(again.status.code(), Some(125));
+    let error: serde_json::Value = serde_json::from_str(&text(&again.stderr)).unwrap();
+    assert_eq!(error["error"]["kind"], "taken", "{error}");
+
+    // Binary input; environment; folder.
+    let binary: Vec<u8> = (0..=255).cycle().take(100_000).collect();
+    let echoed = throughline_with(&["exec", "-i", &name.0, "--", "cat"], &binary);
+    assert!(echoed.stdout == binary && echoed.status.success());
+    assert_eq!(
+        printed(["exec", "-e", "WORD=a b", "-w", "/tmp", &name.0, "--", "sh", "-c", "echo $WORD; pwd"]),
+        "a b\n/tmp\n"
+    );
+
+    // Exit codes as usual.
+    let code = |arguments: &[&str]| throughline_with(arguments, b"").status.code();
+    assert_eq!(code(&["exec", &name.0, "--", "no-such-program"]), Some(127));
+    assert_eq!(code(&["exec", &name.0, "--", "/etc"]), Some(126));
+    assert_eq!(code(&["exec", &name.0, "--", "sh", "-c", "kill -9 $$"]), Some(137));
+    assert_eq!(code(&["exec", "--timeout", "100ms", &name.0, "--", "sleep", "1000"]), Some(124));
+
+    // A detached command, read to its end later, in a sandbox that was restored.
+    let script = "for i in 1 2 3; do echo line $i; done; exit 5";
+    let id = printed(["exec", "-d", &name.0, "--", "sh", "-c", script]).trim().to_owned();
+    let commands = json(["ps", "--json", &name.0]);
+    assert_eq!(commands[0]["id"], id.as_str());
+    let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+    let place = folder.path().join("bundle");
+    printed(["snapshot", "create", &name.0, place.to_str().unwrap()]);
+    printed(["snapshot", "verify", place.to_str().unwrap()]);
+    let child = Name::new("verbs-child");
+    assert_eq!(printed(["snapshot", "restore", place.to_str().unwrap(), "--name", &child.0]).trim(), child.0);
+    for sandbox in [&name.0, &child.0] {
+        let output = throughline(["attach", sandbox, &id]);
+        assert_eq!(output.status.code(), Some(5), "{}", text(&output.stderr));
+        assert_eq!(text(&output.stdout), "line 1\nline 2\nline 3\n");
+    }
+    let inspected = json(["--json", "inspect", place.to_str().unwrap()]);
+    assert_eq!(inspected["kind"], "bundle");
+
+    // Pause, resume, end, remove.
+    printed(["pause", &child.0]);
+    let state = |name: &str| json(["inspect", "--json", name])["state"].as_str().unwrap().to_owned();
+    assert_eq!(state(&child.0), "paused");
+    printed(["resume", &child.0]);
+    assert_eq!(printed(["exec", &child.0, "--", "echo", "back"]), "back\n");
+    let refused = throughline(["rm", &child.0]);
+    assert_eq!(refused.status.code(), Some(125));
+    printed(["kill", &child.0]);
+    assert_eq!(state(&child.0), "exited");
+    assert!(printed(["wait", &child.0]).contains("monitor"));
+    let ended = throughline(["exec", &child.0, "--", "true"]);
+    assert_eq!(ended.status.code(), Some(125));
+    printed(["rm", &child.0]);
+    let gone = throughline(["--json", "exec", &child.0, "--", "true"]);
+    let error: serde_json::Value = serde_json::from_str(&text(&gone.stderr)).unwrap();
+    assert_eq!(error["error"]["kind"], "missing", "{error}");
+}
+
+#[test]
+fn vm_run_with_rm_leaves_nothing() {
+    let name = Name::new("vanishes");
+    let output = throughline(["run", "--rm", "--name", &name.0, "--", "true"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let listed = json(["ls", "--json"]);
+    assert!(listed.as_array().unwrap().iter().all(|row| row["name"] != name.0.as_str()), "{listed}");
+}
+
+#[test]
+fn names_that_are_none_are_refused() {
+    for bad in ["../x", "", "A", "a/b"] {
+        let output = throughline(["--json", "run", "--name", bad]);
+        assert_eq!(output.status.code(), Some(125));
+        let error: serde_json::Value = serde_json::from_str(&text(&output.stderr)).unwrap();
+        assert_eq!(error["error"]["kind"], "usage", "{error}");
+    }
+}

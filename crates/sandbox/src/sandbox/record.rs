@@ -1,0 +1,131 @@
+//! `sandbox.json`: what is known of a sandbox without asking anybody, and what a new process needs to take it over.
+//!
+//! It is renamed into place before what it says becomes true: whoever dies in between leaves an intention that the
+//! next process carries out.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+use throughline::Link;
+
+use super::About;
+use crate::SandboxError;
+use crate::engine::{Exit, VmRecord};
+use crate::image::Rootfs;
+
+/// The file's name in a sandbox's runtime folder.
+pub(crate) const FILE: &str = "sandbox.json";
+/// Its version. A reader refuses another one.
+const VERSION: u32 = 2;
+
+/// Whether the guest is meant to run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Wanted {
+    /// It runs.
+    Running,
+    /// Somebody paused it.
+    Paused,
+}
+
+/// A sandbox on paper.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Record {
+    /// Version of this form.
+    pub version: u32,
+    /// The name.
+    pub name: String,
+    /// When it was created or restored, in milliseconds since 1970.
+    pub created_ms: u64,
+    /// The image's id.
+    pub image: String,
+    /// The image's root file system, if it has one.
+    pub rootfs: Option<Rootfs>,
+    /// The kernel's version.
+    pub kernel: String,
+    /// Guest memory in MiB.
+    pub memory_mib: u32,
+    /// The agent's protocol version.
+    pub agent: u32,
+    /// The timeline that runs.
+    pub timeline: String,
+    /// The one machine that may run.
+    pub machine: VmRecord,
+    /// Whether it is meant to.
+    pub wanted: Wanted,
+    /// The draft of a snapshot under way: nobody's, once the process that takes it has died.
+    pub snapshot: Option<PathBuf>,
+    /// Whether name and logs vanish when the machine ends.
+    pub rm: bool,
+    /// How it ended, if it has.
+    pub exit: Option<Exit>,
+}
+
+impl Record {
+    pub(super) fn new(name: &str, about: &About, link: &Link, machine: &VmRecord) -> Self {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let About { image, rootfs, kernel, memory_mib, agent, .. } = about.clone();
+        Self {
+            version: VERSION,
+            name: name.to_owned(),
+            created_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
+            image,
+            rootfs,
+            kernel,
+            memory_mib,
+            agent,
+            timeline: format!("{:032x}", link.timeline()),
+            machine: machine.clone(),
+            wanted: Wanted::Running,
+            snapshot: None,
+            rm: false,
+            exit: None,
+        }
+    }
+
+    pub(super) fn about(&self) -> About {
+        About {
+            image: self.image.clone(),
+            rootfs: self.rootfs.clone(),
+            kernel: self.kernel.clone(),
+            memory_mib: self.memory_mib,
+            agent: self.agent,
+            timings: super::Timings::default(),
+        }
+    }
+
+    /// Puts it into a sandbox's runtime folder, in one step.
+    pub(super) fn write(&self, runtime: &Path) -> Result<(), SandboxError> {
+        let write = || {
+            let encoded = serde_json::to_vec(self)?;
+            let file = tempfile::NamedTempFile::new_in(runtime)?;
+            file.as_file().write_all(&encoded)?;
+            file.persist(runtime.join(FILE))?;
+            Ok(())
+        };
+        write().map_err(SandboxError::io("write sandbox.json"))
+    }
+
+    /// Reads the one in a runtime folder; `None` where there is none.
+    pub(crate) fn read(runtime: &Path) -> Result<Option<Self>, SandboxError> {
+        #[derive(Deserialize)]
+        struct Version {
+            version: u32,
+        }
+        let bytes = match std::fs::read(runtime.join(FILE)) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(SandboxError::io("read sandbox.json")(error)),
+        };
+        let damaged = |error: serde_json::Error| SandboxError::Record(error.to_string());
+        let Version { version } = serde_json::from_slice(&bytes).map_err(damaged)?;
+        if version != VERSION {
+            return Err(SandboxError::Record(format!(
+                "it has version {version}, and this program knows {VERSION}: use the release that made the sandbox"
+            )));
+        }
+        serde_json::from_slice(&bytes).map(Some).map_err(damaged)
+    }
+}

@@ -1,0 +1,76 @@
+//! Going on with a sandbox whose process has died, or has let go of it.
+
+use std::sync::Arc;
+
+use throughline::{Link, Region, Sidecar};
+
+use super::record::{Record, Wanted};
+use super::{Sandbox, bell};
+use crate::SandboxError;
+use crate::bundle::Draft;
+use crate::engine::{Engine, Qemu};
+use crate::places::Places;
+
+impl Sandbox {
+    /// Takes over the sandbox of a name, of which no process has the lease. The guest notices nothing: its channels
+    /// wait to be adopted, at the byte where their last reader stopped.
+    ///
+    /// What the last process left half-done is ended: a pause that nobody wants, a snapshot's draft.
+    ///
+    /// # Errors
+    /// There is no such sandbox; another process has it ([`Sidecar`](SandboxError::Sidecar), which names the process);
+    /// its machine has ended.
+    pub async fn take_over(name: &str) -> Result<Self, SandboxError> {
+        let places = Places::open(name)?;
+        let record = Record::read(places.runtime())?.ok_or_else(|| SandboxError::Unfinished(name.to_owned()))?;
+        if let Some(exit) = record.exit {
+            return Err(SandboxError::Ended(Box::new(exit)));
+        }
+        let current = places.current();
+        let region = Region::open(&current.join("region"))?;
+        // The lease: from here on nobody else drives this sandbox.
+        let sidecar = Sidecar::open(&current.join("sidecar"), &region)?;
+        let vm = Arc::from(Qemu::new().reattach(&record.machine).await?);
+        let this = Self::attach(places, record, region, sidecar, vm)?;
+        this.finish_what_was_begun().await?;
+        Ok(this)
+    }
+
+    fn attach(
+        places: Places,
+        record: Record,
+        region: Region,
+        sidecar: Sidecar,
+        vm: Arc<dyn crate::engine::Vm>,
+    ) -> Result<Self, SandboxError> {
+        let doorbell = bell::connect(&*vm).map_err(SandboxError::io("connect to the machine's doorbell"))?;
+        let link = Link::host(region, sidecar).doorbell(doorbell).attach()?;
+        let bell = bell::Reconnecting::start(link.clone(), vm.clone());
+        places.end();
+        let about = record.about();
+        Ok(Self {
+            _bell: bell,
+            link,
+            vm,
+            places,
+            about,
+            record: record.into(),
+            ends: true.into(),
+            quiet: Self::DEFAULT_QUIET,
+        })
+    }
+
+    async fn finish_what_was_begun(&self) -> Result<(), SandboxError> {
+        let record = self.record();
+        if let Some(draft) = &record.snapshot {
+            Draft::remove_left(draft);
+            self.change(|record| record.snapshot = None)?;
+        }
+        match record.wanted {
+            Wanted::Running => self.vm.resume().await?,
+            Wanted::Paused => self.vm.pause().await?,
+        }
+        self.link.lift_quiesce();
+        Ok(())
+    }
+}

@@ -1,0 +1,244 @@
+//! A sandbox through its shim.
+
+mod connection;
+mod memory;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use throughline::{Kind as Carries, Messages, Stream};
+use throughline_sandbox::engine::Exit;
+use throughline_sandbox::guest::{Guest, Opening};
+use throughline_sandbox::{Child, Command, Record, SandboxError};
+
+use crate::ShimError;
+use crate::api::{Answer, Call, ChannelEntry, CommandInfo, Open, Opened, PORT, Pair, Snapped};
+use crate::start::Program;
+use connection::Connection;
+use memory::Memory;
+
+pub use connection::Event;
+
+/// A sandbox through its shim. Cheap to clone.
+///
+/// Whoever kills the shim loses nothing: the next call starts another one, and commands and streams that are open go
+/// on at the next byte; an [`Event`] tells.
+#[derive(Clone)]
+pub struct Remote(Arc<Inner>);
+
+struct Inner {
+    name: String,
+    memory: Arc<Memory>,
+    connection: Connection,
+}
+
+/// A command that was started through a shim.
+pub struct Started {
+    /// It.
+    pub child: Child,
+    /// What others attach to.
+    pub id: String,
+}
+
+impl Remote {
+    /// Connects to the shim of a sandbox; where it has died, starts another one.
+    ///
+    /// # Errors
+    /// There is no such sandbox, it has ended, or its shim is of another release.
+    pub async fn connect(name: &str, program: Program) -> Result<Self, ShimError> {
+        let memory = Arc::new(Memory::create()?);
+        let connection = Connection::open(name.to_owned(), program, memory.clone()).await?;
+        Ok(Self(Arc::new(Inner { name: name.to_owned(), memory, connection })))
+    }
+
+    /// The sandbox's name.
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// The next thing that happened to the shim. Cancel-safe; one task at a time gets each.
+    pub async fn event(&self) -> Event {
+        self.0.connection.event().await
+    }
+
+    /// A command to run in the guest. Dropping it kills it; [`start`](Self::start) has other ways.
+    pub fn command(&self, program: impl AsRef<[u8]>) -> Command {
+        Command::new(self.guest(false), program)
+    }
+
+    /// The way to the guest. With `keep`, channels outlive this process: they wait to be attached to.
+    pub fn guest(&self, keep: bool) -> Arc<Way> {
+        Arc::new(Way { remote: self.clone(), keep, id: std::sync::Mutex::default() })
+    }
+
+    /// Goes on with a command of which nobody else follows the events, at the byte where the last one stopped.
+    /// Dropping it leaves the command to the next one.
+    pub async fn attach(&self, id: &str) -> Result<Child, ShimError> {
+        let open = Open { id: id.to_owned(), port: 0, messages: true, ring_bytes: 0, label: String::new() };
+        let way = self.guest(true);
+        let opened = self.opened(open).await?;
+        if !opened.messages {
+            return Err(ShimError::Channel(throughline::Error::Kind(Carries::Stream)));
+        }
+        let channel = self.paired(id.to_owned(), opened, true).await?;
+        Ok(Child::adopt(channel.messages()?, way))
+    }
+
+    /// Commands that were started through a shim, and not read to their end.
+    pub async fn commands(&self) -> Result<Vec<CommandInfo>, ShimError> {
+        match self.call(Call::Commands).await? {
+            Answer::Commands { commands } => Ok(commands),
+            _ => Err(self.nonsense()),
+        }
+    }
+
+    /// Every channel between host and guest.
+    pub async fn channels(&self) -> Result<Vec<ChannelEntry>, ShimError> {
+        match self.call(Call::Channels).await? {
+            Answer::Channels { channels } => Ok(channels),
+            _ => Err(self.nonsense()),
+        }
+    }
+
+    /// What is on paper.
+    pub async fn record(&self) -> Result<Record, ShimError> {
+        match self.call(Call::Record).await? {
+            Answer::Record { record } => Ok(*record),
+            _ => Err(self.nonsense()),
+        }
+    }
+
+    /// The shim's process id.
+    pub fn shim(&self) -> u32 {
+        self.0.connection.shim()
+    }
+
+    /// Stops the guest's processors.
+    pub async fn pause(&self) -> Result<(), ShimError> {
+        self.done(Call::Pause).await
+    }
+
+    /// Lets them run.
+    pub async fn resume(&self) -> Result<(), ShimError> {
+        self.done(Call::Resume).await
+    }
+
+    /// Takes a snapshot at an absolute path, where nothing may be yet.
+    ///
+    /// # Errors
+    /// [`Died`](ShimError::Died) where the shim did: the bundle is there, whole, or it is not.
+    pub async fn snapshot(&self, place: PathBuf, stop: bool, unquiesced: bool) -> Result<Snapped, ShimError> {
+        match self.call(Call::Snapshot { place, stop, unquiesced }).await? {
+            Answer::Snapped(snapped) => Ok(snapped),
+            _ => Err(self.nonsense()),
+        }
+    }
+
+    /// Waits until the machine has ended.
+    pub async fn wait(&self) -> Result<Exit, ShimError> {
+        self.exit(Call::Wait).await
+    }
+
+    /// Ends the machine.
+    pub async fn kill(&self) -> Result<Exit, ShimError> {
+        self.exit(Call::Kill).await
+    }
+
+    async fn exit(&self, call: Call) -> Result<Exit, ShimError> {
+        match self.call(call).await {
+            Ok(Answer::Exited { exit }) => Ok(exit),
+            Ok(_) => Err(self.nonsense()),
+            // It ended while nobody looked.
+            Err(ShimError::Sandbox(SandboxError::Ended(exit))) => Ok(*exit),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn done(&self, call: Call) -> Result<(), ShimError> {
+        match self.call(call).await? {
+            Answer::Done => Ok(()),
+            _ => Err(self.nonsense()),
+        }
+    }
+
+    async fn call(&self, call: Call) -> Result<Answer, ShimError> {
+        self.0.connection.call(call).await
+    }
+
+    fn nonsense(&self) -> ShimError {
+        ShimError::Nonsense(self.0.name.clone())
+    }
+
+    async fn opened(&self, open: Open) -> Result<Opened, ShimError> {
+        match self.call(Call::Open(open)).await? {
+            Answer::Opened(opened) => Ok(opened),
+            _ => Err(self.nonsense()),
+        }
+    }
+
+    /// Opens a channel of the own link, and has the guest's carried to it.
+    async fn paired(&self, id: String, opened: Opened, keep: bool) -> Result<throughline::Channel, ShimError> {
+        let connect = self.0.memory.link.connect_with(PORT).unanswered().ring_bytes(opened.ring_bytes);
+        let channel = if opened.messages {
+            throughline::Channel::Messages(connect.messages().await?)
+        } else {
+            throughline::Channel::Stream(connect.stream().await?)
+        };
+        let channel_id = match &channel {
+            throughline::Channel::Messages(messages) => messages.id(),
+            throughline::Channel::Stream(stream) => stream.id(),
+        };
+        let Opened { received, sent, .. } = opened;
+        let (slot, generation) = (channel_id.slot, channel_id.generation);
+        self.0.connection.pair(Pair { id, slot, generation, received, sent, keep }).await?;
+        Ok(channel)
+    }
+}
+
+/// The way to a guest through its shim.
+pub struct Way {
+    remote: Remote,
+    keep: bool,
+    /// The channel that was opened last.
+    id: std::sync::Mutex<String>,
+}
+
+impl Way {
+    /// The id of the channel that was opened last.
+    pub fn id(&self) -> String {
+        self.id.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+
+    async fn open(&self, opening: Opening<'_>, messages: bool) -> Result<throughline::Channel, ShimError> {
+        let id = new_id()?;
+        let Opening { port, ring_bytes, label } = opening;
+        let open = Open { id: id.clone(), port, messages, ring_bytes, label: label.to_owned() };
+        let opened = self.remote.opened(open).await?;
+        self.id.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone_from(&id);
+        self.remote.paired(id, opened, self.keep).await
+    }
+}
+
+#[async_trait]
+impl Guest for Way {
+    async fn messages(&self, opening: Opening<'_>) -> Result<Messages, SandboxError> {
+        Ok(self.open(opening, true).await?.messages()?)
+    }
+
+    async fn stream(&self, opening: Opening<'_>) -> Result<Stream, SandboxError> {
+        Ok(self.open(opening, false).await?.stream()?)
+    }
+
+    async fn ended(&self) -> SandboxError {
+        self.remote.0.connection.ended().await.into()
+    }
+}
+
+/// Eight hexadecimal digits that nobody else has.
+fn new_id() -> Result<String, ShimError> {
+    let mut bytes = [0; 4];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+        .map_err(|error| ShimError::io("choose an id")(error.into()))?;
+    Ok(format!("{:08x}", u32::from_ne_bytes(bytes)))
+}

@@ -1,0 +1,105 @@
+//! Calls that concern the sandbox as a whole.
+
+use std::path::Path;
+
+use throughline::{ChannelInfo, Kind as Carries};
+use throughline_sandbox::SandboxError;
+use throughline_wire::port;
+
+use super::Shared;
+use crate::api::{Answer, Call, ChannelEntry, CommandInfo, Failure, Kind, Snapped};
+
+/// Digits of a command's id, at the beginning of its channel's label.
+pub(super) const ID_DIGITS: usize = 8;
+
+impl Shared {
+    /// Carries a call out. Those of a session's own do not come here.
+    pub(super) async fn call(&self, call: Call) -> Result<Answer, Failure> {
+        match call {
+            Call::Commands => Ok(Answer::Commands { commands: self.commands() }),
+            Call::Channels => {
+                let channels = self.sandbox.link().channels();
+                Ok(Answer::Channels { channels: channels.into_iter().map(entry).collect() })
+            }
+            Call::Record => Ok(Answer::Record { record: Box::new(self.sandbox.record()) }),
+            Call::Pause => self.sandbox.pause().await.map(|()| Answer::Done).map_err(|error| failure(&error)),
+            Call::Resume => self.sandbox.resume().await.map(|()| Answer::Done).map_err(|error| failure(&error)),
+            Call::Snapshot { place, stop, unquiesced } => self.snapshot(&place, stop, unquiesced).await,
+            Call::Kill => {
+                self.sandbox.end();
+                self.exited().await
+            }
+            Call::Wait => self.exited().await,
+            Call::Hello { .. } | Call::Link | Call::Open(_) | Call::Pair(_) => {
+                Err(Failure { kind: Kind::Misuse, message: "this call comes too early or too late".to_owned() })
+            }
+        }
+    }
+
+    async fn exited(&self) -> Result<Answer, Failure> {
+        let mut exit = self.exit.subscribe();
+        let known = exit.wait_for(Option::is_some).await;
+        let exit = known.ok().and_then(|exit| exit.clone());
+        exit.map(|exit| Answer::Exited { exit })
+            .ok_or_else(|| Failure { kind: Kind::Failed, message: "the shim is ending".to_owned() })
+    }
+
+    async fn snapshot(&self, place: &Path, stop: bool, unquiesced: bool) -> Result<Answer, Failure> {
+        let mut snapshot = self.sandbox.snapshot_with(place);
+        if unquiesced {
+            snapshot = snapshot.allow_unquiesced();
+        }
+        let taken = if stop { snapshot.take_and_stop().await } else { snapshot.take().await };
+        let (_, report) = taken.map_err(|error| failure(&error))?;
+        Ok(Answer::Snapped(Snapped {
+            stand_still_ms: report.stand_still.as_secs_f64() * 1e3,
+            total_ms: report.total.as_secs_f64() * 1e3,
+            carried_bytes: report.carried.to_guest + report.carried.to_host,
+            quiesced: report.quiesced,
+        }))
+    }
+
+    fn commands(&self) -> Vec<CommandInfo> {
+        let channels = self.sandbox.link().channels();
+        let commands = channels.into_iter().filter(|channel| channel.port == port::EXEC && channel.opened_here);
+        commands.map(|channel| command(&channel)).collect()
+    }
+}
+
+fn command(channel: &ChannelInfo) -> CommandInfo {
+    let (id, label) = channel.label.split_at_checked(ID_DIGITS).unwrap_or((&channel.label, ""));
+    CommandInfo {
+        id: id.to_owned(),
+        label: label.trim_start().to_owned(),
+        attached: channel.held,
+        unread: channel.unread,
+    }
+}
+
+fn entry(channel: ChannelInfo) -> ChannelEntry {
+    ChannelEntry {
+        slot: channel.id.slot,
+        generation: channel.id.generation,
+        port: channel.port,
+        kind: if channel.kind == Carries::Message { "messages" } else { "stream" }.to_owned(),
+        label: channel.label,
+        held: channel.held,
+        sent: channel.sent,
+        sent_unread: channel.sent_unread,
+        received: channel.received,
+        unread: channel.unread,
+        corrupt: channel.corrupt.map(|corrupt| corrupt.to_string()),
+    }
+}
+
+/// A sandbox's error, for a client.
+pub(crate) fn failure(error: &SandboxError) -> Failure {
+    let kind = match error {
+        SandboxError::Ended(_) => Kind::Ended,
+        SandboxError::Paused(_) => Kind::Misuse,
+        SandboxError::Place(throughline_sandbox::PlaceError::Taken(_)) => Kind::Taken,
+        SandboxError::Place(throughline_sandbox::PlaceError::Missing(_)) => Kind::Missing,
+        _ => Kind::Failed,
+    };
+    Failure { kind, message: error.to_string() }
+}

@@ -1,0 +1,182 @@
+//! Channels of the guest carried to a client's link, and back.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use throughline::{ChannelId, ChannelInfo, Doorbell, Ended, Link, Region, Relay};
+use tokio::sync::{Notify, watch};
+use tokio::time::timeout;
+
+use super::Shared;
+use super::calls::ID_DIGITS;
+use crate::api::{Failure, Kind, Open, Opened, PORT, Pair, Reply};
+use crate::line::Outgoing;
+
+/// How long a client's open may take to be seen.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long the end of a client is looked at, once it has gone, for what it closed before.
+const LAST_LOOK: Duration = Duration::from_millis(100);
+
+/// A client's link.
+#[derive(Debug)]
+pub(super) struct ClientLink {
+    link: Link,
+    /// Tells that a channel was accepted.
+    accepted: Arc<Notify>,
+}
+
+impl ClientLink {
+    /// Attaches to the memory that a client handed over: region, what wakes the client, what wakes the shim.
+    pub(super) fn attach(descriptors: Vec<OwnedFd>) -> Result<Self, Failure> {
+        let misuse = |message: String| Failure { kind: Kind::Misuse, message };
+        let [region, ring, wake] = <[OwnedFd; 3]>::try_from(descriptors)
+            .map_err(|found| misuse(format!("a link has 3 descriptors, and {} came", found.len())))?;
+        let region = Region::from_fd(region).map_err(|error| misuse(error.to_string()))?;
+        let doorbell = Doorbell::eventfds(ring, wake).map_err(|error| misuse(error.to_string()))?;
+        let link = Link::guest(region).doorbell(doorbell).listen(PORT).attach();
+        let link = link.map_err(|error| misuse(error.to_string()))?;
+        let accepted = Arc::new(Notify::new());
+        tokio::spawn(accept(link.clone(), accepted.clone()));
+        Ok(Self { link, accepted })
+    }
+
+    /// Resets the client's channel of a pair that cannot be: nothing will come of it.
+    pub(super) async fn abort(&self, pair: &Pair) {
+        if let Ok(channel) = self.channel(pair).await {
+            abort(channel);
+        }
+    }
+
+    /// The client's channel, once it is there.
+    async fn channel(&self, pair: &Pair) -> Result<throughline::Channel, Failure> {
+        let id = ChannelId { timeline: self.link.timeline(), slot: pair.slot, generation: pair.generation };
+        let found = async {
+            loop {
+                let changed = self.accepted.notified();
+                if let Ok(channel) = self.link.adopt(id) {
+                    return channel;
+                }
+                changed.await;
+            }
+        };
+        let missing = || Failure { kind: Kind::Missing, message: "the client's channel was not opened".to_owned() };
+        timeout(DEADLINE, found).await.map_err(|_| missing())
+    }
+}
+
+/// Resets a channel.
+fn abort(channel: throughline::Channel) {
+    match channel {
+        throughline::Channel::Stream(stream) => stream.abort(),
+        throughline::Channel::Messages(messages) => messages.abort(),
+    }
+}
+
+/// Accepts whatever the client opens; a pair adopts it. Ends with the client's link.
+async fn accept(link: Link, accepted: Arc<Notify>) {
+    let Ok(mut listener) = link.listener(PORT) else { return };
+    drop(link);
+    while let Ok(channel) = listener.accept().await {
+        match channel {
+            throughline::Channel::Stream(stream) => drop(stream.release()),
+            throughline::Channel::Messages(messages) => drop(messages.release()),
+        }
+        accepted.notify_waiters();
+    }
+}
+
+impl Shared {
+    /// The guest's channel of an id.
+    fn of(&self, id: &str) -> Option<ChannelInfo> {
+        let channels = self.sandbox.link().channels();
+        channels.into_iter().find(|channel| channel.opened_here && channel.label.get(..ID_DIGITS) == Some(id))
+    }
+
+    /// Opens a channel to the guest, unless it is there.
+    pub(super) async fn open(&self, open: Open) -> Result<Opened, Failure> {
+        if open.id.len() != ID_DIGITS || !open.id.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+            return Err(Failure { kind: Kind::Misuse, message: format!("{:?} is no id of a channel", open.id) });
+        }
+        if let Some(info) = self.of(&open.id) {
+            return opened(&info);
+        }
+        let label = format!("{} {}", open.id, open.label);
+        let connect = self.sandbox.link().connect_with(open.port).unanswered();
+        let connect = connect.label(&label).ring_bytes(open.ring_bytes);
+        let failed = |error: throughline::Error| Failure { kind: Kind::Failed, message: error.to_string() };
+        if open.messages {
+            connect.messages().await.map_err(failed)?.release();
+        } else {
+            connect.stream().await.map_err(failed)?.release();
+        }
+        self.found(&open.id)
+    }
+
+    /// Where the channel of an id stands.
+    pub(super) fn found(&self, id: &str) -> Result<Opened, Failure> {
+        let missing = || Failure {
+            kind: Kind::Missing,
+            message: format!("there is no command {id:?}: it has ended and everything of it was read, or it never was"),
+        };
+        opened(&self.of(id).ok_or_else(missing)?)
+    }
+
+    /// Pairs the guest's channel with the client's.
+    pub(super) async fn pair(&self, client: &ClientLink, pair: &Pair) -> Result<Relay, Failure> {
+        let id = self.found(&pair.id).and_then(|_| {
+            self.of(&pair.id).ok_or_else(|| Failure { kind: Kind::Missing, message: "it has just ended".to_owned() })
+        })?;
+        let failed = |error: throughline::Error| Failure { kind: Kind::Failed, message: error.to_string() };
+        let below = client.channel(pair).await?;
+        let above = self.sandbox.link().adopt(id.id).map_err(|error| Failure {
+            kind: if error == throughline::AdoptError::Held { Kind::Taken } else { Kind::Missing },
+            message: format!("command {:?}: {error}", pair.id),
+        })?;
+        Relay::new(above, below, pair.began()).map_err(failed)
+    }
+}
+
+fn opened(info: &ChannelInfo) -> Result<Opened, Failure> {
+    if info.held {
+        let message = "another client follows this command; one at a time can".to_owned();
+        return Err(Failure { kind: Kind::Taken, message });
+    }
+    Ok(Opened {
+        received: info.received,
+        sent: info.sent,
+        ring_bytes: info.ring_bytes,
+        messages: info.kind == throughline::Kind::Message,
+    })
+}
+
+/// Carries a pair until it ends, or its client has gone.
+pub(super) async fn carry(relay: Relay, pair: Pair, outgoing: Outgoing, mut gone: watch::Receiver<bool>) {
+    let ended = tokio::select! {
+        ended = relay.run() => Some(ended),
+        () = async { let _ = gone.wait_for(|gone| *gone).await; } => None,
+    };
+    let ended = match ended {
+        Some(ended) => Some(ended),
+        // It may have closed the channel before it went.
+        None => timeout(LAST_LOOK, relay.run()).await.ok(),
+    };
+    match ended {
+        Some(Ok(Ended::Upstream)) => relay.close(),
+        Some(Ok(Ended::Downstream)) if !pair.keep => relay.close(),
+        Some(Ok(Ended::Downstream)) | None => {
+            // What it consumed is gone, the rest is for the next one.
+            if let Err(error) = relay.settle().await {
+                tracing::debug!(id = pair.id, %error, "nothing is left to settle");
+            }
+            relay.detach();
+        }
+        Some(Err(error)) => {
+            tracing::debug!(id = pair.id, %error, "the guest's channel ended early");
+            relay.abort();
+        }
+    }
+    // A client that has gone need not know.
+    let _ = outgoing.send(&Reply::Unpaired(pair.id)).await;
+}

@@ -1,0 +1,140 @@
+//! One client.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use throughline_sandbox::engine::Exit;
+use tokio::net::UnixStream;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use super::Shared;
+use super::pairs::{ClientLink, carry};
+use crate::api::{Answer, Call, Failure, Kind, Reply, Request, VERSION};
+use crate::line::{self, Outgoing};
+
+/// How long clients have, once the machine has ended, to read what there is.
+pub(super) const LAST_READS: Duration = Duration::from_secs(5);
+
+/// Calls of one client that are carried out at one time.
+const MOST_CALLS: usize = 64;
+
+/// A client's connection.
+struct Session {
+    shared: Arc<Shared>,
+    outgoing: Outgoing,
+    link: Option<Arc<ClientLink>>,
+    gone: watch::Sender<bool>,
+    pairs: JoinSet<()>,
+    calls: JoinSet<()>,
+}
+
+/// Serves a client until it goes, or until the machine has ended and everything of it was read.
+pub(super) async fn serve(shared: Arc<Shared>, socket: UnixStream) {
+    let (mut incoming, outgoing) = line::split(socket);
+    let mut exit = shared.exit.subscribe();
+    let mut session = Session {
+        shared,
+        outgoing,
+        link: None,
+        gone: watch::Sender::new(false),
+        pairs: JoinSet::new(),
+        calls: JoinSet::new(),
+    };
+    loop {
+        tokio::select! {
+            request = incoming.line::<Request>(), if session.calls.len() < MOST_CALLS => match request {
+                Ok(Some(request)) => session.take(request, incoming.take_descriptors()).await,
+                Ok(None) => break,
+                Err(error) => {
+                    tracing::warn!(%error, "a client speaks nonsense");
+                    break;
+                }
+            },
+            Some(_) = session.calls.join_next() => {}
+            Some(_) = session.pairs.join_next() => {}
+            () = until(&mut exit) => break,
+        }
+    }
+    // Answers to those who wait for the end; then what is in the rings.
+    let ended = session.shared.exit.borrow().is_some();
+    if ended {
+        let told = async { while session.calls.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(LAST_READS, told).await;
+    }
+    session.gone.send_replace(true);
+    while session.pairs.join_next().await.is_some() {}
+}
+
+/// Waits for the machine's end.
+async fn until(exit: &mut watch::Receiver<Option<Exit>>) {
+    let _ = exit.wait_for(Option::is_some).await;
+}
+
+impl Session {
+    async fn take(&mut self, Request { number, call }: Request, descriptors: Vec<std::os::fd::OwnedFd>) {
+        let answer = match call {
+            Call::Hello { api } if api == VERSION => Ok(hello()),
+            // It decides what to do: it may know both.
+            Call::Hello { .. } => Ok(hello()),
+            Call::Link => ClientLink::attach(descriptors).map(|link| {
+                self.link = Some(Arc::new(link));
+                Answer::Done
+            }),
+            call => {
+                self.carry_out(number, call);
+                return;
+            }
+        };
+        reply(&self.outgoing, number, answer).await;
+    }
+
+    fn carry_out(&mut self, number: u64, call: Call) {
+        let (shared, outgoing) = (self.shared.clone(), self.outgoing.clone());
+        match call {
+            Call::Open(open) => {
+                self.calls.spawn(async move {
+                    let opened = if open.port == 0 { shared.found(&open.id) } else { shared.open(open).await };
+                    reply(&outgoing, number, opened.map(Answer::Opened)).await;
+                });
+            }
+            Call::Pair(pair) => {
+                let (link, gone) = (self.link.clone(), self.gone.subscribe());
+                self.pairs.spawn(async move {
+                    let Some(link) = link else {
+                        let message = "a pair needs a link".to_owned();
+                        return reply(&outgoing, number, Err(Failure { kind: Kind::Misuse, message })).await;
+                    };
+                    match shared.pair(&link, &pair).await {
+                        Ok(relay) => {
+                            reply(&outgoing, number, Ok(Answer::Done)).await;
+                            carry(relay, pair, outgoing, gone).await;
+                        }
+                        Err(failure) => {
+                            link.abort(&pair).await;
+                            reply(&outgoing, number, Err(failure)).await;
+                        }
+                    }
+                });
+            }
+            call => {
+                self.calls.spawn(async move { reply(&outgoing, number, shared.call(call).await).await });
+            }
+        }
+    }
+}
+
+fn hello() -> Answer {
+    Answer::Hello { api: VERSION, pid: std::process::id(), release: env!("CARGO_PKG_VERSION").to_owned() }
+}
+
+async fn reply(outgoing: &Outgoing, number: u64, answer: Result<Answer, Failure>) {
+    let reply = match answer {
+        Ok(answer) => Reply::Answer(number, answer),
+        Err(failure) => Reply::Failure(number, failure),
+    };
+    // A client that has gone needs no answer.
+    if let Err(error) = outgoing.send(&reply).await {
+        tracing::debug!(%error, "a client has gone without its answer");
+    }
+}

@@ -1,0 +1,122 @@
+//! Starting a shim: a process of its own, which tells when it is ready, or why not.
+
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::process::{ChildStdout, Command};
+use tokio::time::timeout;
+
+use crate::ShimError;
+use crate::api::{Failure, Kind};
+
+/// How long a shim may take until its sandbox is ready.
+const DEADLINE: Duration = Duration::from_mins(3);
+
+/// How a shim comes to its sandbox. It reads this as a line of JSON from its standard input.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "start", rename_all = "kebab-case")]
+pub enum Start {
+    /// Creates it.
+    Create {
+        /// The name; a random one without.
+        name: Option<String>,
+        /// The image's name or id.
+        image: String,
+        /// Guest memory in MiB.
+        memory_mib: u32,
+        /// Whether name and logs vanish with the machine.
+        rm: bool,
+    },
+    /// Restores it.
+    Restore {
+        /// The name; a random one without.
+        name: Option<String>,
+        /// The bundle's folder.
+        bundle: PathBuf,
+        /// Whether name and logs vanish with the machine.
+        rm: bool,
+    },
+    /// Goes on with one whose shim has died.
+    TakeOver {
+        /// The name.
+        name: String,
+    },
+}
+
+/// What a shim says on its standard output, as a line of JSON.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// The sandbox is ready, and the shim answers.
+    Ready {
+        /// Its name.
+        name: String,
+    },
+    /// It is not, and the shim has ended.
+    Failed(Failure),
+}
+
+/// The program that becomes a shim.
+#[derive(Clone, Debug)]
+pub struct Program {
+    /// Its path.
+    pub path: PathBuf,
+    /// What makes it a shim.
+    pub arguments: Vec<String>,
+}
+
+impl Program {
+    /// `throughline shim`: the program that `THROUGHLINE_SHIM` names, or the one on the search path.
+    pub fn installed() -> Self {
+        let path = std::env::var_os("THROUGHLINE_SHIM").map_or_else(|| PathBuf::from("throughline"), PathBuf::from);
+        Self { path, arguments: vec!["shim".to_owned()] }
+    }
+
+    /// `shim` of the program that runs.
+    pub fn this() -> Self {
+        std::env::current_exe()
+            .map_or_else(|_| Self::installed(), |path| Self { path, arguments: vec!["shim".to_owned()] })
+    }
+
+    /// Starts a shim, and waits until its sandbox is ready; its name. The shim outlives this process.
+    pub async fn start(&self, start: &Start) -> Result<String, ShimError> {
+        let failed = |source| ShimError::Start { program: self.path.clone(), source };
+        let mut command = Command::new(&self.path);
+        command.args(&self.arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        command.current_dir("/");
+        // A group of its own: what a terminal sends to this one does not concern it.
+        command.process_group(0);
+        let mut child = command.spawn().map_err(failed)?;
+        let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
+        // Whoever starts it outlives it or not; in the first case it must not stay a zombie.
+        tokio::spawn(async move { child.wait().await });
+        let told = async {
+            if let Some(mut stdin) = stdin {
+                let mut line = serde_json::to_vec(start)?;
+                line.push(b'\n');
+                stdin.write_all(&line).await?;
+            }
+            outcome(stdout).await
+        };
+        let outcome = timeout(DEADLINE, told).await.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()));
+        match outcome.map_err(failed)? {
+            Outcome::Ready { name } => Ok(name),
+            Outcome::Failed(failure) => Err(failure.into()),
+        }
+    }
+}
+
+async fn outcome(stdout: Option<ChildStdout>) -> std::io::Result<Outcome> {
+    let mut line = String::new();
+    if let Some(stdout) = stdout {
+        BufReader::new(stdout).read_line(&mut line).await?;
+    }
+    if line.is_empty() {
+        let message = "it ended without a word; its log is shim.log in the sandbox's folder".to_owned();
+        return Ok(Outcome::Failed(Failure { kind: Kind::Failed, message }));
+    }
+    Ok(serde_json::from_str(&line)?)
+}
