@@ -27,10 +27,12 @@ use serde::{Deserialize, Serialize};
 use crate::image::Image;
 
 mod capture;
+mod confinement;
 mod error;
 pub mod qemu;
 
 pub use capture::{Capture, CaptureReport, RamSource};
+pub use confinement::{Confinement, Measure, Outcome};
 pub use error::{EngineError, Exit, ExitReason};
 pub use qemu::Qemu;
 
@@ -132,6 +134,9 @@ pub struct VmRecord {
     pub ram: RamRecord,
     /// What the machine is.
     pub machine: Machine,
+    /// What the monitor is kept from.
+    #[serde(default)]
+    pub confinement: Confinement,
 }
 
 /// Where a machine's RAM lies.

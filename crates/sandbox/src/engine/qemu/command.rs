@@ -1,6 +1,7 @@
 //! The monitor's command line.
 
 use std::fs::File;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
@@ -9,6 +10,7 @@ use std::process::{Command, Stdio};
 use command_fds::{CommandFdExt, FdMapping};
 
 use super::console::{CONSOLE, MESSAGES};
+use crate::engine::confinement::{Shared, Wanted};
 use crate::engine::{BELL_NAME, EngineError, Machine, REGION_ADDRESS, VmConfig};
 use crate::image::Image;
 use crate::sockets;
@@ -28,6 +30,10 @@ const BELL_FD: i32 = 13;
 const STATE_FD: i32 = 14;
 /// The root file system.
 const ROOTFS_FD: i32 = 15;
+/// The console's log.
+const CONSOLE_FD: i32 = 16;
+const KERNEL_FD: i32 = 17;
+const INITRAMFS_FD: i32 = 18;
 
 /// What makes the kernel start faster, take shorter ways afterwards (no pressure accounting, no watchdogs, of the
 /// security modules those only that programs use themselves), keep no 64 MiB for bounce buffers, which none of these
@@ -49,6 +55,8 @@ pub(super) enum Mapping {
 pub(super) struct Builder {
     command: Command,
     descriptors: Vec<FdMapping>,
+    /// Files that the monitor opens again.
+    shared: Vec<Shared>,
 }
 
 impl Builder {
@@ -65,16 +73,20 @@ impl Builder {
         let bell = listen(folder, BELL)?;
         let region = config.region.try_clone().map_err(|e| EngineError::io("share the region for", folder, e))?;
         let length = region.metadata().map_err(|e| EngineError::io("measure the region for", folder, e))?.len();
-        create(folder, CONSOLE)?;
+        let console = create(folder, CONSOLE)?;
         let messages = create(folder, MESSAGES)?;
 
         let mut command = Command::new(binary);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(messages);
-        let mut builder = Self { command, descriptors: Vec::new() };
-        builder.inherit(ram, RAM_FD).inherit(region, REGION_FD).inherit(control, CONTROL_FD).inherit(bell, BELL_FD);
+        let mut builder = Self { command, descriptors: Vec::new(), shared: Vec::new() };
+        builder
+            .share(ram, RAM_FD, Wanted::Write)
+            .and_then(|builder| builder.share(region, REGION_FD, Wanted::Write))
+            .map_err(|e| EngineError::io("share memory for", folder, e))?;
+        builder.inherit(control, CONTROL_FD).inherit(bell, BELL_FD).inherit(console, CONSOLE_FD);
         builder.board(machine);
         builder.memory(config.memory_mib, length, mapping);
-        builder.channels(folder);
+        builder.channels();
         // Last, so that all other devices have the same addresses in every machine.
         if let Some(rootfs) = &config.rootfs {
             let rootfs =
@@ -85,7 +97,7 @@ impl Builder {
     }
 
     /// Adds what a booting machine needs.
-    pub(super) fn boot(mut self, image: &Image, region: u64, extra: &[String]) -> Self {
+    pub(super) fn boot(mut self, image: &Image, region: u64, extra: &[String]) -> Result<Self, EngineError> {
         let mut append = format!("{KERNEL_ARGUMENTS} throughline.region={REGION_ADDRESS:#x},{region}");
         if image.rootfs().is_some() {
             append.push_str(" throughline.root=/dev/vda");
@@ -94,9 +106,14 @@ impl Builder {
             append.push(' ');
             append.push_str(word);
         }
-        self.command.arg("-kernel").arg(image.kernel()).arg("-initrd").arg(image.initramfs());
+        for (option, path, fd) in [("-kernel", image.kernel(), KERNEL_FD), ("-initrd", image.initramfs(), INITRAMFS_FD)]
+        {
+            let shared = File::open(&path).and_then(|file| self.share(file, fd, Wanted::Read).map(drop));
+            shared.map_err(|source| EngineError::io("open", &path, source))?;
+            self.command.args([option, &format!("/proc/self/fd/{fd}")]);
+        }
         self.command.args(["-append", &append]);
-        self
+        Ok(self)
     }
 
     /// Adds what a loading machine needs: it loads its state at once, and waits to be resumed.
@@ -106,17 +123,23 @@ impl Builder {
         self
     }
 
-    /// The finished command.
-    pub(super) fn finish(mut self) -> Result<Command, EngineError> {
+    /// The finished command, and the files that the monitor opens again by their descriptors.
+    pub(super) fn finish(mut self) -> Result<(Command, Vec<Shared>), EngineError> {
         self.command
             .fd_mappings(self.descriptors)
             .map_err(|error| EngineError::Refused { doing: "inherit descriptors", reason: error.to_string() })?;
-        Ok(self.command)
+        Ok((self.command, self.shared))
     }
 
     fn inherit(&mut self, from: impl Into<OwnedFd>, child_fd: i32) -> &mut Self {
         self.descriptors.push(FdMapping { parent_fd: from.into(), child_fd });
         self
+    }
+
+    /// Hands a file over that is opened again, by its descriptor.
+    fn share(&mut self, file: File, child_fd: i32, wanted: Wanted) -> io::Result<&mut Self> {
+        self.shared.push(Shared { file: file.try_clone()?, wanted });
+        Ok(self.inherit(file, child_fd))
     }
 
     fn board(&mut self, machine: &Machine) {
@@ -154,16 +177,15 @@ impl Builder {
             .args(["-device", "virtio-blk-pci,drive=rootfs,id=disk0"]);
     }
 
-    fn channels(&mut self, folder: &Path) {
-        // In QEMU's options a comma is written twice.
-        let console = folder.join(CONSOLE).display().to_string().replace(',', ",,");
+    fn channels(&mut self) {
         self.command
             .args(["-device", "virtio-serial-pci,id=serial0,max_ports=2"])
             .args(["-chardev", &format!("socket,id=bell,fd={BELL_FD},server=on,wait=off")])
             .args(["-device", &format!("virtserialport,chardev=bell,name={BELL_NAME},id=bell0")])
             .args(["-chardev", &format!("socket,id=control,fd={CONTROL_FD},server=on,wait=off")])
             .args(["-mon", "chardev=control,mode=control"])
-            .args(["-chardev", &format!("file,id=console,path={console},append=on")])
+            .args(["-add-fd", &format!("fd={CONSOLE_FD},set=2")])
+            .args(["-chardev", "file,id=console,path=/dev/fdset/2,append=on"])
             .args(["-serial", "chardev:console"]);
     }
 }

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use async_trait::async_trait;
 use tokio::sync::OnceCell;
 
+use super::confinement::Plan;
 use super::{BootSpec, Capabilities, Engine, EngineError, LoadSpec, Machine, RamRecord, Vm, VmConfig, VmRecord};
 
 mod command;
@@ -94,19 +95,24 @@ impl Qemu {
 
     async fn start(&self, builder: Builder, record: Start) -> Result<QemuVm, EngineError> {
         let (binary, _) = self.known().await?;
-        let mut command = builder.finish()?;
-        let process =
-            Process::spawn(&mut command).map_err(|source| EngineError::io("start the monitor", binary, source))?;
+        let (mut command, shared) = builder.finish()?;
+        let Start { config: VmConfig { folder, memory_mib, .. }, ram, machine } = record;
+        let kvm = machine.accelerator == super::Accelerator::Kvm;
+        let plan = Plan { binary, folder: &folder, shared, kvm };
+        let (process, confinement) = Process::spawn_confined(&mut command, &plan)
+            .map_err(|source| EngineError::io("start the monitor", binary, source))?;
+        drop(plan);
         // It has the descriptors now; while we held the sockets open, a connection to a dead
         // monitor would wait for ever.
         drop(command);
         let record = VmRecord {
             pid: process.pid(),
             start_time: process.start_time(),
-            folder: record.config.folder,
-            memory_mib: record.config.memory_mib,
-            ram: record.ram,
-            machine: record.machine,
+            folder,
+            memory_mib,
+            ram,
+            machine,
+            confinement,
         };
         let watched = Watched::new(process, &record.folder)?;
         let starting = Starting(Some(watched));
@@ -124,12 +130,13 @@ struct Start {
 struct Starting(Option<Watched>);
 
 impl Starting {
-    async fn connect(mut self, record: VmRecord) -> Result<QemuVm, EngineError> {
+    async fn connect(mut self, mut record: VmRecord) -> Result<QemuVm, EngineError> {
         let connected = match &self.0 {
             Some(watched) => watched.or_ended("start", Qmp::connect(&record.folder, CONTROL)).await,
             None => return Err(EngineError::Gone { pid: record.pid }),
         };
         let qmp = connected?;
+        record.confinement.look_for_filter(record.pid);
         match self.0.take() {
             Some(watched) => Ok(QemuVm::new(watched, qmp, record)),
             None => Err(EngineError::Gone { pid: record.pid }),
@@ -157,7 +164,7 @@ impl Engine for Qemu {
         let file = create_ram(&ram, config.memory_mib)?;
         let region = region_length(&config)?;
         let builder = Builder::new(binary, machine, &config, file, Mapping::Shared)?;
-        let builder = builder.boot(image, region, &kernel_arguments);
+        let builder = builder.boot(image, region, &kernel_arguments)?;
         let start = Start { config, ram: RamRecord::Shared(ram), machine: machine.clone() };
         Ok(Box::new(self.start(builder, start).await?))
     }

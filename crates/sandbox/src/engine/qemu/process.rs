@@ -12,6 +12,8 @@ use rustix::process::{
 };
 use tokio::io::unix::AsyncFd;
 
+use crate::engine::confinement::{Confinement, Plan};
+
 /// The largest file that a monitor may write, in bytes. Logs that the guest can fill stop here;
 /// the device state, some 70 KB, is far below. RAM and region are mapped, not written.
 pub(super) const FILE_LIMIT: u64 = 8 * 1024 * 1024;
@@ -42,6 +44,13 @@ impl Process {
         let pid = child.id().cast_signed();
         // Nobody reaps the child before us, so its pid is still its own.
         Self::open(pid)
+    }
+
+    /// Does the same under confinement.
+    pub(super) fn spawn_confined(command: &mut Command, plan: &Plan<'_>) -> io::Result<(Self, Confinement)> {
+        detach(command);
+        let (pid, confinement) = plan.spawn(command)?;
+        Ok((Self::open(pid)?, confinement))
     }
 
     /// Finds a running process; None when it is gone, or when its pid means another one now.

@@ -1,6 +1,9 @@
 //! The monitor's control socket. Every call has a deadline.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::Duration;
 
@@ -8,6 +11,7 @@ use futures_util::StreamExt;
 use qapi::futures::{QapiEvents, QapiService, QmpStreamTokio};
 use qapi::qmp::{Event, MigrationStatus, QmpCommand, ShutdownCause, StatusInfo};
 use qapi::{ExecuteError, qmp};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use tokio::io::{ReadHalf, WriteHalf};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
@@ -38,6 +42,8 @@ pub(super) struct Seen {
 /// A connection to the monitor. It serves one client at a time.
 pub(super) struct Qmp {
     service: QapiService<QmpStreamTokio<WriteHalf<UnixStream>>>,
+    /// The same socket, to send descriptors through.
+    socket: std::os::unix::net::UnixStream,
     seen: watch::Receiver<Seen>,
     reader: JoinHandle<()>,
 }
@@ -53,12 +59,12 @@ impl Qmp {
     /// Connects and negotiates. The socket must be listening, the monitor need not be up yet.
     pub(super) async fn connect(folder: &Path, name: &str) -> Result<Self, EngineError> {
         let doing = "open its control socket";
-        let socket = sockets::connect(folder, name)
-            .and_then(|socket| {
-                socket.set_nonblocking(true)?;
-                UnixStream::from_std(socket)
-            })
-            .map_err(|source| EngineError::io("connect to the control socket in", folder, source))?;
+        let socket = sockets::connect(folder, name).and_then(|socket| {
+            socket.set_nonblocking(true)?;
+            Ok((socket.try_clone()?, UnixStream::from_std(socket)?))
+        });
+        let (same, socket) =
+            socket.map_err(|source| EngineError::io("connect to the control socket in", folder, source))?;
         let open = async {
             let negotiation = QmpStreamTokio::open(socket).await?;
             negotiation.negotiate().await
@@ -66,7 +72,7 @@ impl Qmp {
         let stream = in_time(doing, open).await?.map_err(|error| refused(doing, &ExecuteError::Io(error)))?;
         let (service, events) = stream.into_parts();
         let (sender, seen) = watch::channel(Seen::default());
-        Ok(Self { service, seen, reader: tokio::spawn(read(events, sender)) })
+        Ok(Self { service, socket: same, seen, reader: tokio::spawn(read(events, sender)) })
     }
 
     async fn execute<C>(&self, doing: &'static str, command: C) -> Result<C::Ok, EngineError>
@@ -92,11 +98,27 @@ impl Qmp {
         self.execute("tell its state", qmp::query_status {}).await
     }
 
-    /// Writes the device state of a paused machine to `path`.
-    pub(super) async fn save_devices(&self, path: String) -> Result<(), EngineError> {
+    /// Writes the device state of a paused machine to `file`, which is open for writing only: the monitor opens no
+    /// path of the host's.
+    pub(super) async fn save_devices(&self, file: File) -> Result<(), EngineError> {
+        let doing = "save its devices";
+        self.send(&file).map_err(|error| refused(doing, &ExecuteError::Io(error)))?;
+        let set = self.execute(doing, qmp::add_fd { fdset_id: None, opaque: None }).await?.fdset_id;
         // Without `live`, a paused machine keeps its disk, and can go on.
-        let command = qmp::xen_save_devices_state { live: Some(false), filename: path };
-        self.execute("save its devices", command).await.map(drop)
+        let command = qmp::xen_save_devices_state { live: Some(false), filename: format!("/dev/fdset/{set}") };
+        let saved = self.execute(doing, command).await.map(drop);
+        let forgotten = self.execute(doing, qmp::remove_fd { fd: None, fdset_id: set }).await.map(drop);
+        saved.and(forgotten)
+    }
+
+    /// Sends a descriptor, for the next command to take: along with a space, which means nothing between commands.
+    fn send(&self, file: &File) -> io::Result<()> {
+        let descriptors = [file.as_fd()];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        control.push(SendAncillaryMessage::ScmRights(&descriptors));
+        sendmsg(&self.socket, &[IoSlice::new(b" ")], &mut control, SendFlags::NOSIGNAL)?;
+        Ok(())
     }
 
     /// Waits until the device state that the monitor was started with has been loaded. Where that fails, the

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -240,11 +240,9 @@ impl Vm for QemuVm {
         let failed = |source| EngineError::io("save the devices to", state, source);
         let mut partial = state.as_os_str().to_os_string();
         partial.push(".partial");
-        let partial = std::path::absolute(partial).map_err(failed)?;
-        let Some(name) = partial.to_str() else {
-            return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "its path is not UTF-8")));
-        };
-        let saved = self.or_ended("save its devices", self.qmp.save_devices(name.to_owned())).await;
+        let partial = PathBuf::from(partial);
+        let file = File::create(&partial).map_err(failed)?;
+        let saved = self.or_ended("save its devices", self.qmp.save_devices(file)).await;
         let renamed = saved.and_then(|()| std::fs::rename(&partial, state).map_err(failed));
         renamed.inspect_err(|_| {
             let _ = std::fs::remove_file(&partial);
