@@ -27,7 +27,7 @@ fn every_timeline_of_every_seed_sees_what_it_must() {
     if let Ok(seed) = std::env::var(SEED) {
         return replay(seed.parse().expect("a number"));
     }
-    let seeds = throughline_effort::of(20_000, 1_500_000);
+    let seeds = throughline_effort::of(20_000, 2_000_000);
     let mut sum = Tally::default();
     for seed in 0..seeds {
         match judged(|| throughline_sim::run(seed)) {
