@@ -70,7 +70,7 @@ fn uses_of_one_slot_keep_their_bytes_apart() {
         sends: [1, of(0, 1)],
         host: &[Op::Open, Op::OpenElsewhere, Op::Send, Op::Recv, Op::Close],
         guest: &[Op::Accept, Op::Send, Op::Recv, Op::Reset],
-        budget: Budget { spurious: of(0, 1), ..NOTHING },
+        budget: Budget { spurious: of(0, 1), hang_ups: of(0, 1), ..NOTHING },
         ..BASE
     });
 }
