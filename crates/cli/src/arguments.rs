@@ -91,6 +91,8 @@ pub enum Verb {
     /// Images
     #[command(subcommand)]
     Image(ImageVerb),
+    /// Tell whether this host can run sandboxes, what is wrong, and the command that mends it
+    Doctor,
     /// Print a script that completes commands in a shell
     Completions {
         /// The shell

@@ -6,11 +6,13 @@
 //! | [`guest`] | the way to a guest, wherever its link lives |
 //! | [`Sandbox`] | a running guest: boot, exec, snapshot, restore, kill |
 //! | [`files`] | copying files into a guest and out of it |
+//! | [`doctor`] | whether this host can run sandboxes, and what mends it |
 //! | [`bundle`] | a snapshot on disk |
 //! | [`engine`] | one trait for virtual machine monitors; QEMU is the first |
 
 pub mod bundle;
 mod command;
+pub mod doctor;
 pub mod engine;
 mod error;
 pub mod files;

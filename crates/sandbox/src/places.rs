@@ -170,6 +170,11 @@ fn runtime_folder(uid: u32) -> Result<PathBuf, PlaceError> {
     private(&std::env::temp_dir(), &format!("throughline-{uid}"))
 }
 
+/// Where this user's sandboxes keep sockets and logs; made if it is not there.
+pub(crate) fn runtime() -> Result<PathBuf, PlaceError> {
+    runtime_folder(rustix::process::getuid().as_raw())
+}
+
 /// A folder that only its owner can use; one that somebody else made is refused.
 fn private(parent: &Path, name: &str) -> Result<PathBuf, PlaceError> {
     use std::os::unix::fs::MetadataExt;

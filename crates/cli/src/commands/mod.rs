@@ -1,5 +1,6 @@
 //! What each verb does.
 
+mod doctor;
 mod exec;
 mod image;
 mod list;
@@ -44,6 +45,7 @@ pub async fn run(arguments: Arguments) -> Result<u8, CliError> {
         Verb::Prune => remove::prune(json),
         Verb::Snapshot(verb) => snapshot::run(verb, json).await,
         Verb::Image(verb) => image::run(verb, json).await,
+        Verb::Doctor => Ok(doctor::examine(json).await),
         Verb::Completions { shell } => {
             let mut command = <Arguments as clap::CommandFactory>::command();
             clap_complete::generate(shell, &mut command, "throughline", &mut std::io::stdout());

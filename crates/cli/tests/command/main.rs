@@ -1,5 +1,6 @@
 //! The command and its shims, against real guests.
 
+mod doctor;
 mod kills;
 mod support;
 mod verbs;

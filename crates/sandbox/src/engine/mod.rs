@@ -32,6 +32,7 @@ mod error;
 pub mod qemu;
 
 pub use capture::{Capture, CaptureReport, RamSource};
+pub(crate) use confinement::try_confinement;
 pub use confinement::{Confinement, Measure, Outcome};
 pub use error::{EngineError, Exit, ExitReason};
 pub use qemu::Qemu;

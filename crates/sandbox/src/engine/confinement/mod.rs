@@ -17,9 +17,12 @@ use serde::{Deserialize, Serialize};
 mod child;
 mod files;
 mod start;
+#[cfg(test)]
+mod tests;
 
 pub(super) use files::{Shared, Wanted};
 pub(super) use start::Plan;
+pub(crate) use start::try_confinement;
 
 /// One thing that a monitor is kept from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

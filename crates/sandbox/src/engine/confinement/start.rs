@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use rustix::process::{getegid, geteuid};
 use rustix::thread::{Gid, Uid};
@@ -168,4 +168,18 @@ fn outcome(measure: Measure, error: i32) -> Result<String, String> {
 fn confine(command: &mut Command, steps: Steps) {
     // SAFETY: the closure makes system calls only: it neither allocates nor takes a lock that another thread may have held.
     unsafe { command.pre_exec(move || steps.take()) };
+}
+
+/// Confines a harmless process in a monitor's place, and tells what this host allows.
+pub(crate) fn try_confinement() -> io::Result<Confinement> {
+    let folder = std::env::temp_dir();
+    let binary = Path::new("/bin/true");
+    let mut command = Command::new(binary);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let plan = Plan { binary, folder: &folder, shared: Vec::new(), kvm: false };
+    let (pid, confinement) = plan.spawn(&mut command)?;
+    if let Some(pid) = rustix::process::Pid::from_raw(pid) {
+        rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty())?;
+    }
+    Ok(confinement)
 }
