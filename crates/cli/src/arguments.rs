@@ -31,6 +31,22 @@ pub enum Verb {
         /// The command's id, as printed by `exec -d` and listed by `ps`
         id: String,
     },
+    /// Copy files and folders into a sandbox, or out of it
+    Cp {
+        /// `NAME:PATH`, a path, or `-`: the bytes of the standard input
+        source: String,
+        /// `NAME:PATH`, a path, or `-`: the standard output
+        dest: String,
+        /// What `-` carries is a tar archive
+        #[arg(long)]
+        tar: bool,
+        /// Whom the copies belong to in the sandbox: `name`, `uid`, `name:group` or `uid:gid`
+        #[arg(long)]
+        owner: Option<String>,
+        /// Copy what a symbolic link names
+        #[arg(short = 'L', long)]
+        follow: bool,
+    },
     /// List the commands of a sandbox that have not been read to their end
     Ps {
         /// The sandbox

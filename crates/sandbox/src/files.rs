@@ -29,7 +29,7 @@ use crate::{Sandbox, SandboxError};
 pub use throughline_wire::files::{Content, Found, Kind, Summary};
 
 /// The ring that a transfer wants, in bytes a direction: big enough that neither side waits for each piece.
-const RING: u64 = 1 << 20;
+pub const RING: u64 = 1 << 20;
 
 /// Where an upload comes from.
 pub enum Source {

@@ -1,5 +1,6 @@
 //! What each verb does.
 
+mod copy;
 mod doctor;
 mod exec;
 mod image;
@@ -12,6 +13,7 @@ use std::path::PathBuf;
 
 use throughline_sandbox::SandboxError;
 use throughline_sandbox::engine::Exit;
+use throughline_sandbox::files::Options;
 use throughline_shim::ShimError;
 use throughline_shim::client::Remote;
 use throughline_shim::start::{Program, Start};
@@ -27,6 +29,9 @@ pub async fn run(arguments: Arguments) -> Result<u8, CliError> {
         Verb::Run(run) => create(run, json).await,
         Verb::Exec(exec) => exec::exec(&connect(&exec.name).await?, &exec.how, &exec.command, json).await,
         Verb::Attach { name, id } => exec::attach(&connect(&name).await?, &id).await,
+        Verb::Cp { source, dest, tar, owner, follow } => {
+            copy::copy(&source, &dest, tar, Options { owner, follow }, json).await
+        }
         Verb::Ps { name } => list::commands(&connect(&name).await?, json).await,
         Verb::Ls => list::sandboxes(json),
         Verb::Inspect { what } => list::inspect(&what, json).await,

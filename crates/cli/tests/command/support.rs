@@ -9,9 +9,15 @@ use throughline_shim::start::Program;
 /// How long anything may take before a test is called hung.
 const WATCHDOG: Duration = Duration::from_mins(4);
 
-/// The command that was built with the tests.
+/// The command that was built with the tests, or a copy of it, where another user runs them.
+fn command() -> PathBuf {
+    std::env::var_os("CARGO_BIN_EXE_throughline")
+        .map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_throughline")), PathBuf::from)
+}
+
+/// It, as a shim.
 pub fn program() -> Program {
-    Program { path: PathBuf::from(env!("CARGO_BIN_EXE_throughline")), arguments: vec!["shim".to_owned()] }
+    Program { path: command(), arguments: vec!["shim".to_owned()] }
 }
 
 /// Runs a test under the watchdog.
@@ -45,7 +51,7 @@ pub fn throughline<const N: usize>(arguments: [&str; N]) -> Output {
 /// The same with an input.
 pub fn throughline_with(arguments: &[&str], input: &[u8]) -> Output {
     use std::io::Write;
-    let mut command = Command::new(env!("CARGO_BIN_EXE_throughline"));
+    let mut command = Command::new(command());
     let piped = command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = piped.spawn().expect("the command");
     let mut stdin = child.stdin.take().expect("its input");

@@ -92,3 +92,37 @@ fn names_that_are_none_are_refused() {
         assert_eq!(error["error"]["kind"], "usage", "{error}");
     }
 }
+
+#[test]
+fn vm_main_path_files_go_in_and_come_out() {
+    let name = Name::new("files");
+    printed(["run", "--name", &name.0]);
+    let folder = tempfile::tempdir().unwrap();
+    let tree = folder.path().join("tree");
+    std::fs::create_dir_all(tree.join("below")).unwrap();
+    for number in 0..1000 {
+        std::fs::write(tree.join(format!("below/{number}")), format!("file {number}")).unwrap();
+    }
+    std::os::unix::fs::symlink("below/1", tree.join("link")).unwrap();
+    printed(["cp", tree.to_str().unwrap(), &format!("{}:/root/", name.0)]);
+    assert_eq!(
+        printed(["exec", &name.0, "--", "sh", "-c", "cat /root/tree/link; ls /root/tree/below | wc -l"]),
+        "file 11000\n"
+    );
+    let back = folder.path().join("back");
+    printed(["cp", &format!("{}:/root/tree", name.0), back.to_str().unwrap()]);
+    assert_eq!(std::fs::read_link(back.join("link")).unwrap().to_str(), Some("below/1"));
+    for number in 0..1000 {
+        assert_eq!(std::fs::read_to_string(back.join(format!("below/{number}"))).unwrap(), format!("file {number}"));
+    }
+    // Bytes through the standard input and output.
+    let binary: Vec<u8> = (0..=255).cycle().take(3_000_000).collect();
+    let place = format!("{}:/root/binary", name.0);
+    assert!(throughline_with(&["cp", "-", &place], &binary).status.success());
+    assert!(throughline(["cp", &place, "-"]).stdout == binary);
+    // Errors say what is wrong.
+    let missing = throughline(["cp", &format!("{}:/no/such", name.0), "-"]);
+    assert_eq!(missing.status.code(), Some(125));
+    assert!(text(&missing.stderr).contains("/no/such"), "{}", text(&missing.stderr));
+    assert_eq!(throughline(["cp", "a", "b"]).status.code(), Some(125));
+}
