@@ -3,6 +3,7 @@
 mod arguments;
 mod commands;
 mod error;
+mod log;
 mod output;
 mod shim;
 mod terminal;

@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io::{BufRead, Write};
-use std::path::Path;
 
 use throughline_shim::ShimError;
 use throughline_shim::api::{Failure, Kind};
@@ -16,7 +15,7 @@ pub async fn run() -> Result<u8, CliError> {
     let start = tokio::task::spawn_blocking(read).await.map_err(|error| CliError::io("read")(error.into()))??;
     match Server::begin(start).await {
         Ok(server) => {
-            log_to(server.runtime())?;
+            crate::log::begin(server.runtime()).map_err(CliError::io("open shim.log"))?;
             say(&Outcome::Ready { name: server.name().to_owned() })?;
             server.serve().await?;
             Ok(0)
@@ -54,11 +53,4 @@ fn say(outcome: &Outcome) -> Result<(), CliError> {
     let _ = writeln!(stdout, "{text}").and_then(|()| stdout.flush());
     let quiet = File::options().write(true).open("/dev/null").map_err(CliError::io("open /dev/null"))?;
     rustix::stdio::dup2_stdout(&quiet).map_err(|error| CliError::io("let go of the standard output")(error.into()))
-}
-
-/// What goes wrong from now on is read in the sandbox's folder.
-fn log_to(runtime: &Path) -> Result<(), CliError> {
-    let log = File::options().create(true).append(true).open(runtime.join("shim.log"));
-    let log = log.map_err(CliError::io("open shim.log"))?;
-    rustix::stdio::dup2_stderr(&log).map_err(|error| CliError::io("write to shim.log")(error.into()))
 }

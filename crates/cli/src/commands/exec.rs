@@ -5,7 +5,7 @@ use std::time::Duration;
 use throughline_sandbox::{Child, ChildEvent, ChildEvents, Command};
 use throughline_shim::client::Remote;
 use throughline_wire::exec::Exit;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Stderr, Stdout};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::arguments::How;
@@ -50,23 +50,43 @@ pub async fn exec(remote: &Remote, how: &How, command: &[String], json: bool) ->
         }
         return Ok(0);
     }
-    follow(child, input, how.tty, how.timeout).await
+    follow(child, Printer::new(), input, how.tty, how.timeout).await
 }
 
 /// Goes on with a command.
 pub async fn attach(remote: &Remote, id: &str) -> Result<u8, CliError> {
     let mut child = remote.attach(id).await?;
-    // What it has had as input is known only to the guest.
+    // What it has had as input, and whether it has a terminal, is known only to the guest.
     child.input.query().await?;
-    follow(child, true, false, None).await
+    let mut printer = Printer::new();
+    let tty = loop {
+        match child.events.next().await? {
+            Some(ChildEvent::Status(status)) => {
+                printer.exit = printer.exit.or(status.exit);
+                break status.tty;
+            }
+            Some(event) => printer.take(event).await?,
+            None => return Ok(printer.code()),
+        }
+    };
+    if tty && let Some((rows, cols)) = size() {
+        child.input.resize(rows, cols).await?;
+    }
+    follow(child, printer, true, tty, None).await
 }
 
 /// Hands on input, output, signals and size until the command has ended; its exit code.
-async fn follow(child: Child, input: bool, tty: bool, timeout: Option<Duration>) -> Result<u8, CliError> {
+async fn follow(
+    child: Child,
+    printer: Printer,
+    input: bool,
+    tty: bool,
+    timeout: Option<Duration>,
+) -> Result<u8, CliError> {
     let Child { events, input: mut to, .. } = child;
     let _raw = if tty && input { Raw::enter() } else { None };
     let mut signals = Signals::listen()?;
-    let mut out = std::pin::pin!(print(events));
+    let mut out = std::pin::pin!(printer.run(events));
     let mut deadline = std::pin::pin!(async {
         match timeout {
             Some(timeout) => tokio::time::sleep(timeout).await,
@@ -108,28 +128,43 @@ async fn follow(child: Child, input: bool, tty: bool, timeout: Option<Duration>)
     }
 }
 
-/// Prints what the command prints, to its end.
-async fn print(mut events: ChildEvents) -> Result<u8, CliError> {
-    let (mut stdout, mut stderr) = (tokio::io::stdout(), tokio::io::stderr());
-    let mut exit = None;
-    while let Some(event) = events.next().await? {
-        let written = match event {
-            ChildEvent::Stdout { data, .. } => write(&mut stdout, &data).await,
-            ChildEvent::Stderr { data, .. } => write(&mut stderr, &data).await,
-            ChildEvent::Exited(how) => {
-                exit = Some(how);
-                Ok(())
-            }
-            ChildEvent::Status(status) => {
-                exit = exit.or(status.exit);
-                Ok(())
-            }
-            ChildEvent::Started { .. } => Ok(()),
-        };
-        written.map_err(CliError::io("print what the command prints"))?;
+/// Prints what the command prints.
+struct Printer {
+    stdout: Stdout,
+    stderr: Stderr,
+    exit: Option<Exit>,
+}
+
+impl Printer {
+    fn new() -> Self {
+        Self { stdout: tokio::io::stdout(), stderr: tokio::io::stderr(), exit: None }
     }
-    let code = exit.map_or(i32::from(crate::OWN_FAILURE), Exit::shell_code);
-    Ok(u8::try_from(code & 0xff).unwrap_or(crate::OWN_FAILURE))
+
+    /// To its end; the exit code.
+    async fn run(mut self, mut events: ChildEvents) -> Result<u8, CliError> {
+        while let Some(event) = events.next().await? {
+            self.take(event).await?;
+        }
+        Ok(self.code())
+    }
+
+    async fn take(&mut self, event: ChildEvent) -> Result<(), CliError> {
+        let written = match event {
+            ChildEvent::Stdout { data, .. } => write(&mut self.stdout, &data).await,
+            ChildEvent::Stderr { data, .. } => write(&mut self.stderr, &data).await,
+            ChildEvent::Exited(how) => {
+                self.exit = Some(how);
+                Ok(())
+            }
+            ChildEvent::Started { .. } | ChildEvent::Status(_) => Ok(()),
+        };
+        written.map_err(CliError::io("print what the command prints"))
+    }
+
+    fn code(&self) -> u8 {
+        let code = self.exit.map_or(i32::from(crate::OWN_FAILURE), Exit::shell_code);
+        u8::try_from(code & 0xff).unwrap_or(crate::OWN_FAILURE)
+    }
 }
 
 async fn write(to: &mut (impl AsyncWriteExt + Unpin), bytes: &[u8]) -> std::io::Result<()> {

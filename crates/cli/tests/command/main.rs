@@ -3,4 +3,5 @@
 mod doctor;
 mod kills;
 mod support;
+mod tour;
 mod verbs;

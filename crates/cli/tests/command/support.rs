@@ -10,7 +10,7 @@ use throughline_shim::start::Program;
 const WATCHDOG: Duration = Duration::from_mins(4);
 
 /// The command that was built with the tests, or a copy of it, where another user runs them.
-fn command() -> PathBuf {
+pub fn command() -> PathBuf {
     std::env::var_os("CARGO_BIN_EXE_throughline")
         .map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_throughline")), PathBuf::from)
 }
