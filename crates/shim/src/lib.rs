@@ -8,7 +8,7 @@
 //! | Module | Purpose |
 //! |---|---|
 //! | [`api`] | the calls, and their version |
-//! | [`line`] | how they travel |
+//! | [`mod@line`] | how they travel |
 //! | [`server`] | the shim |
 //! | [`client`] | [`Remote`](client::Remote): a sandbox through its shim, which starts a new one when the old one dies |
 //! | [`start`] | starting a shim |

@@ -33,14 +33,6 @@ struct Inner {
     connection: Connection,
 }
 
-/// A command that was started through a shim.
-pub struct Started {
-    /// It.
-    pub child: Child,
-    /// What others attach to.
-    pub id: String,
-}
-
 impl Remote {
     /// Connects to the shim of a sandbox; where it has died, starts another one.
     ///
@@ -62,7 +54,7 @@ impl Remote {
         self.0.connection.event().await
     }
 
-    /// A command to run in the guest. Dropping it kills it; [`start`](Self::start) has other ways.
+    /// A command to run in the guest. Dropping it kills it; [`guest`](Self::guest) with `keep` has another way.
     pub fn command(&self, program: impl AsRef<[u8]>) -> Command {
         Command::new(self.guest(false), program)
     }
