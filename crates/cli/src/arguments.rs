@@ -114,6 +114,11 @@ pub enum Verb {
         /// The shell
         shell: clap_complete::Shell,
     },
+    /// Write the manual pages into a folder
+    Man {
+        /// The folder
+        folder: PathBuf,
+    },
     /// Hold a sandbox: started by the others
     #[command(hide = true)]
     Shim,

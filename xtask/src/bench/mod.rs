@@ -4,6 +4,7 @@
 //! busy or slow misses goals that the code meets.
 
 mod boot;
+mod command;
 mod exec;
 mod figure;
 mod guest;
@@ -51,6 +52,8 @@ enum Group {
     Idle,
     /// How fast a command's output comes
     Exec,
+    /// What the command and its shims cost
+    Command,
     /// From a call to a guest that is ready; a snapshot that ends it
     Boot,
     /// From a bundle to the first answer
@@ -60,8 +63,16 @@ enum Group {
 }
 
 impl Group {
-    const ALL: [Self; 7] =
-        [Self::Processes, Self::Guest, Self::Idle, Self::Exec, Self::Boot, Self::Restore, Self::StandStill];
+    const ALL: [Self; 8] = [
+        Self::Processes,
+        Self::Guest,
+        Self::Idle,
+        Self::Exec,
+        Self::Command,
+        Self::Boot,
+        Self::Restore,
+        Self::StandStill,
+    ];
 
     fn title(self) -> &'static str {
         match self {
@@ -69,6 +80,7 @@ impl Group {
             Self::Guest => "host and guest",
             Self::Idle => "idle",
             Self::Exec => "exec",
+            Self::Command => "the command and its shim",
             Self::Boot => "boot, and a snapshot that stops",
             Self::Restore => "restore",
             Self::StandStill => "stand-still of a guest that goes on",
@@ -85,6 +97,7 @@ impl Group {
             Self::Guest => guest::measure(runs, root),
             Self::Idle => idle::measure(runs, root),
             Self::Exec => exec::measure(runs, root),
+            Self::Command => command::measure(runs, root),
             Self::Boot => boot::measure(runs, root),
             Self::Restore => restore::measure(runs, root),
             Self::StandStill => stand_still::measure(runs, root),

@@ -67,6 +67,8 @@ pub struct Command {
     pub requests: mpsc::Sender<Vec<u8>>,
     pub events: mpsc::Receiver<Vec<u8>>,
     pub serving: JoinHandle<Result<(), ExecError>>,
+    /// What came while something else was waited for.
+    seen: Outcome,
 }
 
 /// What came of a command.
@@ -86,7 +88,7 @@ impl Command {
         let (outbox, events) = mpsc::channel(1);
         let executor = Rc::clone(executor);
         let serving = tokio::task::spawn_local(async move { executor.serve(Queue(inbox), Ring(Some(outbox))).await });
-        Self { requests, events, serving }
+        Self { requests, events, serving, seen: Outcome::default() }
     }
 
     pub async fn start(executor: &Rc<Executor>, start: Start) -> Self {
@@ -116,16 +118,17 @@ impl Command {
     pub async fn status(&mut self) -> Status {
         self.send(&Request::Query).await;
         loop {
-            let found = self.event(|event| if let Event::Status(status) = event { Some(status) } else { None }).await;
-            if let Some(status) = found {
-                return status;
+            let message = self.events.recv().await.expect("an answer");
+            match decode(&message).unwrap() {
+                Event::Status(status) => return status,
+                other => self.seen.note(&other),
             }
         }
     }
 
     /// Collects everything until the guest's end of sending.
     pub async fn finish(mut self) -> Outcome {
-        let mut outcome = Outcome::default();
+        let mut outcome = std::mem::take(&mut self.seen);
         while let Some(message) = self.events.recv().await {
             outcome.note(&decode(&message).unwrap());
         }

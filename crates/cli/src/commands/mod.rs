@@ -56,6 +56,11 @@ pub async fn run(arguments: Arguments) -> Result<u8, CliError> {
             clap_complete::generate(shell, &mut command, "throughline", &mut std::io::stdout());
             Ok(0)
         }
+        Verb::Man { folder } => {
+            let command = <Arguments as clap::CommandFactory>::command();
+            clap_mangen::generate_to(command, folder).map_err(CliError::io("write the manual pages"))?;
+            Ok(0)
+        }
         Verb::Shim => crate::shim::run().await,
     }
 }

@@ -126,3 +126,12 @@ fn vm_main_path_files_go_in_and_come_out() {
     assert!(text(&missing.stderr).contains("/no/such"), "{}", text(&missing.stderr));
     assert_eq!(throughline(["cp", "a", "b"]).status.code(), Some(125));
 }
+
+#[test]
+fn completions_and_manual_pages_are_generated() {
+    assert!(printed(["completions", "bash"]).contains("snapshot"));
+    let folder = tempfile::tempdir().unwrap();
+    printed(["man", folder.path().to_str().unwrap()]);
+    let page = std::fs::read_to_string(folder.path().join("throughline-snapshot-create.1")).unwrap();
+    assert!(page.contains("unquiesced"), "{page}");
+}
