@@ -18,6 +18,10 @@ use crate::nextest::Runner;
 use crate::surroundings::Surroundings;
 use crate::{setup, test};
 
+/// Nothing is proved about whole guests: packages that would be built for nothing.
+const OF_GUESTS: [&str; 5] =
+    ["xtask", "throughline-sandbox", "throughline-agent", "throughline-shim", "throughline-cli"];
+
 /// The profile in `.config/nextest.toml` that lets proofs take their time.
 const PROFILE: &str = "prove";
 
@@ -94,15 +98,14 @@ pub fn run(root: &Path, options: &Options) -> Result<bool> {
 
 /// The tests among which the proofs are, optimised, and the models.
 fn runners(root: &Path) -> Result<Vec<Runner>> {
-    // Nothing is proved about whole guests.
-    let selection =
-        ["--workspace", "--exclude=xtask", "--exclude=throughline-sandbox", "--exclude=throughline-agent", "--release"];
+    let excluded = OF_GUESTS.iter().map(|package| format!("--exclude={package}"));
+    let selection = ["--workspace", "--release"].into_iter().map(str::to_owned).chain(excluded);
     let proofs = Runner {
         name: "proofs",
         profile: PROFILE,
         root: root.to_path_buf(),
         target: None,
-        selection: selection.map(str::to_owned).to_vec(),
+        selection: selection.collect(),
         environment: Vec::new(),
     };
     let models = test::models(root)?.into_iter().map(|runner| Runner { profile: PROFILE, ..runner });

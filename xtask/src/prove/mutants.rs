@@ -105,7 +105,7 @@ fn verdict(root: &Path, copy: &Path, mutant: &Mutant) -> Result<bool> {
     // Shared with the tests: what does not depend on the tree is built already.
     let target = root.join("target").join(mutant.models.as_deref().unwrap_or_default());
     command.args(["nextest", "run", "--workspace", "--profile", PROFILE, "--target-dir"]).arg(target);
-    for package in ["xtask", "throughline-sandbox", "throughline-agent", "throughline-fuzz"] {
+    for package in super::OF_GUESTS.iter().chain(&["throughline-fuzz"]) {
         command.args(["--exclude", package]);
     }
     if let Some(checker) = &mutant.models {
