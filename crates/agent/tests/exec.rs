@@ -285,7 +285,7 @@ fn when_the_host_closes_the_command_is_killed() {
         // It prints, so the agent notices that nobody listens.
         let mut command = Command::start(&executor, shell("while :; do echo more; done")).await;
         command.started().await;
-        let Command { requests, events, serving } = command;
+        let Command { requests, events, serving, .. } = command;
         drop((requests, events));
         assert!(serving.await.unwrap().is_err());
         none_running(&executor).await;
