@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use throughline::{ChannelId, ChannelInfo, Doorbell, Ended, Link, Region, Relay};
 use tokio::sync::{Notify, watch};
+use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
 use super::Shared;
@@ -25,6 +26,14 @@ pub(super) struct ClientLink {
     link: Link,
     /// Tells that a channel was accepted.
     accepted: Arc<Notify>,
+    accepting: AbortHandle,
+}
+
+impl Drop for ClientLink {
+    fn drop(&mut self) {
+        // It holds the link, which would outlive its client.
+        self.accepting.abort();
+    }
 }
 
 impl ClientLink {
@@ -38,8 +47,8 @@ impl ClientLink {
         let link = Link::guest(region).doorbell(doorbell).listen(PORT).attach();
         let link = link.map_err(|error| misuse(error.to_string()))?;
         let accepted = Arc::new(Notify::new());
-        tokio::spawn(accept(link.clone(), accepted.clone()));
-        Ok(Self { link, accepted })
+        let accepting = tokio::spawn(accept(link.clone(), accepted.clone())).abort_handle();
+        Ok(Self { link, accepted, accepting })
     }
 
     /// Resets the client's channel of a pair that cannot be: nothing will come of it.
@@ -74,10 +83,9 @@ fn abort(channel: throughline::Channel) {
     }
 }
 
-/// Accepts whatever the client opens; a pair adopts it. Ends with the client's link.
+/// Accepts whatever the client opens; a pair adopts it.
 async fn accept(link: Link, accepted: Arc<Notify>) {
     let Ok(mut listener) = link.listener(PORT) else { return };
-    drop(link);
     while let Ok(channel) = listener.accept().await {
         match channel {
             throughline::Channel::Stream(stream) => drop(stream.release()),
