@@ -135,3 +135,17 @@ fn completions_and_manual_pages_are_generated() {
     let page = std::fs::read_to_string(folder.path().join("throughline-snapshot-create.1")).unwrap();
     assert!(page.contains("unquiesced"), "{page}");
 }
+
+#[test]
+fn vm_snapshot_that_stops_a_sandbox_is_whole_and_goes_on_elsewhere() {
+    let (name, child) = (Name::new("stops"), Name::new("stops-child"));
+    printed(["run", "--name", &name.0, "--", "sh", "-c", "echo kept >/root/file"]);
+    let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+    let place = folder.path().join("bundle");
+    printed(["snapshot", "create", "--stop", &name.0, place.to_str().unwrap()]);
+    printed(["wait", &name.0]);
+    assert_eq!(json(["inspect", "--json", &name.0])["state"], "exited");
+    printed(["snapshot", "verify", place.to_str().unwrap()]);
+    printed(["snapshot", "restore", place.to_str().unwrap(), "--name", &child.0]);
+    assert_eq!(printed(["exec", &child.0, "--", "cat", "/root/file"]), "kept\n");
+}

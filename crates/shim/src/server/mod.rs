@@ -13,7 +13,7 @@ use throughline_sandbox::engine::Exit;
 use throughline_sandbox::image::{ImageBuilder, Images};
 use throughline_sandbox::{Known, Sandbox, SandboxError, sockets};
 use tokio::net::UnixListener;
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 use tokio::task::JoinSet;
 
 use crate::ShimError;
@@ -37,6 +37,8 @@ pub(crate) struct Shared {
     pub(crate) sandbox: Sandbox,
     /// How the machine ended, once it has.
     pub(crate) exit: watch::Sender<Option<Exit>>,
+    /// Held while a snapshot is taken, until its client was told: one at a time, and none is cut off.
+    pub(crate) snapshots: Mutex<()>,
 }
 
 impl Server {
@@ -51,7 +53,7 @@ impl Server {
             sandbox.vanishes_when_it_ends()?;
         }
         let listener = listen(sandbox.runtime()).map_err(ShimError::io("listen for clients"))?;
-        let shared = Shared { sandbox, exit: watch::Sender::new(None) };
+        let shared = Shared { sandbox, exit: watch::Sender::new(None), snapshots: Mutex::default() };
         Ok(Self { shared: Arc::new(shared), listener, rm })
     }
 
@@ -84,6 +86,8 @@ impl Server {
             }
         };
         tracing::info!(%exit, "the machine has ended");
+        // A snapshot that ends the machine is completed after it.
+        let _last = self.shared.snapshots.lock().await;
         self.shared.sandbox.conclude(exit.clone())?;
         if self.rm {
             Known::remove(self.shared.sandbox.name())?;

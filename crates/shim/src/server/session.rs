@@ -74,8 +74,7 @@ async fn until(exit: &mut watch::Receiver<Option<Exit>>) {
 impl Session {
     async fn take(&mut self, Request { number, call }: Request, descriptors: Vec<std::os::fd::OwnedFd>) {
         let answer = match call {
-            Call::Hello { api } if api == VERSION => Ok(hello()),
-            // It decides what to do: it may know both.
+            // Whoever speaks another version decides what to do.
             Call::Hello { .. } => Ok(hello()),
             Call::Link => ClientLink::attach(descriptors).map(|link| {
                 self.link = Some(Arc::new(link));
@@ -115,6 +114,13 @@ impl Session {
                             reply(&outgoing, number, Err(failure)).await;
                         }
                     }
+                });
+            }
+            call @ Call::Snapshot { .. } => {
+                // Once begun it comes to its end, whether its client still waits or not.
+                tokio::spawn(async move {
+                    let _turn = shared.snapshots.lock().await;
+                    reply(&outgoing, number, shared.call(call).await).await;
                 });
             }
             call => {
