@@ -125,7 +125,10 @@ async fn vm_main_path_two_hundred_killed_shims_lose_and_double_nothing() {
         }
         let passed = counts.map(|count| count.load(Ordering::Relaxed));
         assert!(passed.iter().all(|bytes| *bytes > 100_000), "{passed:?}");
-        assert!(remote.commands().await.unwrap().is_empty(), "everything came to its end");
+        // The shim closes what was read to its end a moment after the last read; the watchdog bounds the wait.
+        while !remote.commands().await.unwrap().is_empty() {
+            tokio::task::yield_now().await;
+        }
     })
     .await;
 }

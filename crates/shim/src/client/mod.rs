@@ -77,7 +77,8 @@ impl Remote {
         Ok(Child::adopt(channel.messages()?, way))
     }
 
-    /// Commands that were started through a shim, and not read to their end.
+    /// Commands that were started through a shim, and not read to their end. One whose end was read may stay in the
+    /// list for the moment that its shim takes to close it.
     pub async fn commands(&self) -> Result<Vec<CommandInfo>, ShimError> {
         match self.call(Call::Commands).await? {
             Answer::Commands { commands } => Ok(commands),
