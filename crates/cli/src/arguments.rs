@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use throughline_sandbox::engine::Hardware;
 
 /// Sandboxes on microVMs, whose connections survive snapshot, restore, and the death of either process.
 #[derive(Debug, Parser)]
@@ -133,6 +134,9 @@ pub struct Run {
     /// Guest memory, such as 256M or 1G
     #[arg(long, default_value = "256M", env = "THROUGHLINE_MEMORY", value_parser = mebibytes)]
     pub memory: u32,
+    /// Processors of the guest, at most as many as the host has
+    #[arg(long, default_value_t = 1, env = "THROUGHLINE_CPUS", value_parser = processors)]
+    pub cpus: u32,
     /// Image
     #[arg(long, default_value = "default", env = "THROUGHLINE_IMAGE")]
     pub image: String,
@@ -271,6 +275,12 @@ fn mebibytes(text: &str) -> Result<u32, String> {
         _ => return Err("write it like 256M or 1G".to_owned()),
     };
     mebibytes.filter(|mebibytes| (32..=1 << 20).contains(mebibytes)).ok_or_else(|| "from 32M to 1024G".to_owned())
+}
+
+fn processors(text: &str) -> Result<u32, String> {
+    let most = Hardware::most_cpus_here();
+    let number = text.parse().ok().filter(|number| (1..=most).contains(number));
+    number.ok_or_else(|| format!("from 1 to {most}, as many as this host has"))
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

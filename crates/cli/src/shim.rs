@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{BufRead, Write};
 
+use throughline_sandbox::engine::EngineError;
 use throughline_shim::ShimError;
 use throughline_shim::api::{Failure, Kind};
 use throughline_shim::server::Server;
@@ -24,6 +25,9 @@ pub async fn run() -> Result<u8, CliError> {
             let kind = match &error {
                 ShimError::Failure(failure) => failure.kind,
                 ShimError::Sandbox(throughline_sandbox::SandboxError::Ended(_)) => Kind::Ended,
+                ShimError::Sandbox(throughline_sandbox::SandboxError::Engine(EngineError::Processors { .. })) => {
+                    Kind::Misuse
+                }
                 ShimError::Sandbox(throughline_sandbox::SandboxError::Place(place)) => match place {
                     throughline_sandbox::PlaceError::Taken(_) => Kind::Taken,
                     throughline_sandbox::PlaceError::Missing(_) => Kind::Missing,

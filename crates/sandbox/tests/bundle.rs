@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 use throughline_sandbox::bundle::{
     Bundle, BundleError, Carried, Draft, MANIFEST, Manifest, RAM, REGION, SIDECAR, STATE, VERSION,
 };
-use throughline_sandbox::engine::{Accelerator, Machine};
+use throughline_sandbox::engine::{Accelerator, Hardware, Machine};
 
 const FILES: [&str; 4] = [STATE, RAM, REGION, SIDECAR];
 
@@ -33,7 +33,7 @@ fn manifest() -> Manifest {
         image: text("image"),
         rootfs: None,
         kernel: text("kernel"),
-        memory_mib: 256,
+        hardware: Hardware::default(),
         agent: 1,
         timeline: format!("{:032x}", 5),
         quiesced: true,

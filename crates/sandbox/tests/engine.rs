@@ -173,7 +173,7 @@ async fn vm_of_another_machine_is_refused_before_loading() {
     let empty = || tempfile::tempfile().unwrap();
     let config = throughline_sandbox::engine::VmConfig {
         folder: guest.folder.path().to_path_buf(),
-        memory_mib: support::MEMORY,
+        hardware: support::HARDWARE,
         region: empty(),
         rootfs: None,
     };

@@ -2,13 +2,14 @@
 //!
 //! `PATH=target/debug:$PATH cargo run --example detached -p throughline-shim`
 
+use throughline_sandbox::engine::Hardware;
 use throughline_shim::client::{Event, Remote};
 use throughline_shim::start::{Program, Start};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let program = Program::installed();
-    let start = Start::Create { name: None, image: "default".to_owned(), memory_mib: 256, rm: true };
+    let start = Start::Create { name: None, image: "default".to_owned(), hardware: Hardware::default(), rm: true };
     let name = program.start(&start).await?;
     let remote = Remote::connect(&name, program).await?;
 

@@ -5,6 +5,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use throughline_sandbox::engine::Hardware;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{ChildStdout, Command};
 use tokio::time::timeout;
@@ -25,8 +26,8 @@ pub enum Start {
         name: Option<String>,
         /// The image's name or id.
         image: String,
-        /// Guest memory in MiB.
-        memory_mib: u32,
+        /// What its machine has.
+        hardware: Hardware,
         /// Whether name and logs vanish with the machine.
         rm: bool,
     },

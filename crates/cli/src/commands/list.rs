@@ -24,6 +24,8 @@ struct Row {
     image: Option<String>,
     /// Bytes of guest memory.
     memory_bytes: Option<u64>,
+    /// The guest's processors.
+    cpus: Option<u32>,
 }
 
 /// `ls`
@@ -43,9 +45,10 @@ pub fn sandboxes(json: bool) -> Result<u8, CliError> {
             cell(row.age_ms.map(output::age)),
             cell(row.image.as_deref().map(|image| image.chars().take(12).collect())),
             cell(row.memory_bytes.map(output::bytes)),
+            cell(row.cpus.map(|cpus| cpus.to_string())),
         ]
     });
-    output::table(&["NAME", "STATE", "PID", "AGE", "IMAGE", "MEMORY"], &cells.collect::<Vec<_>>());
+    output::table(&["NAME", "STATE", "PID", "AGE", "IMAGE", "MEMORY", "CPUS"], &cells.collect::<Vec<_>>());
     Ok(0)
 }
 
@@ -58,7 +61,8 @@ fn row(known: Known, now: Duration) -> Row {
         state,
         pid: record.as_ref().filter(|_| alive).map(|record| record.machine.pid),
         age_ms: record.as_ref().map(|record| now.saturating_sub(record.created_ms)),
-        memory_bytes: record.as_ref().map(|record| u64::from(record.memory_mib) << 20),
+        memory_bytes: record.as_ref().map(|record| u64::from(record.hardware.memory_mib) << 20),
+        cpus: record.as_ref().map(|record| record.hardware.cpus),
         image: record.map(|record| record.image),
     }
 }

@@ -12,7 +12,7 @@ mod snapshot;
 use std::path::PathBuf;
 
 use throughline_sandbox::SandboxError;
-use throughline_sandbox::engine::Exit;
+use throughline_sandbox::engine::{Exit, Hardware};
 use throughline_sandbox::files::Options;
 use throughline_shim::ShimError;
 use throughline_shim::client::Remote;
@@ -71,9 +71,9 @@ async fn connect(name: &str) -> Result<Remote, CliError> {
 }
 
 async fn create(run: Run, json: bool) -> Result<u8, CliError> {
-    let Run { name, memory, image, rm, how, command } = run;
+    let Run { name, memory, cpus, image, rm, how, command } = run;
     image::ensure(&image, json).await?;
-    let start = Start::Create { name, image, memory_mib: memory, rm };
+    let start = Start::Create { name, image, hardware: Hardware { memory_mib: memory, cpus }, rm };
     let name = Program::this().start(&start).await?;
     if command.is_empty() {
         announce(&name, json);

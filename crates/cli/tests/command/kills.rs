@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use throughline_sandbox::ChildEvent;
+use throughline_sandbox::engine::Hardware;
 use throughline_sandbox::guest::{Guest, Opening};
 use throughline_shim::client::{Event, Remote};
 use throughline_shim::start::Start;
@@ -97,8 +98,12 @@ async fn cat(remote: Remote, stop: Arc<AtomicBool>, passed: Arc<AtomicU64>) {
 async fn vm_main_path_two_hundred_killed_shims_lose_and_double_nothing() {
     watched(async {
         let name = Name::new("kills");
-        let start =
-            Start::Create { name: Some(name.0.clone()), image: "default".to_owned(), memory_mib: 256, rm: false };
+        let start = Start::Create {
+            name: Some(name.0.clone()),
+            image: "default".to_owned(),
+            hardware: Hardware::default(),
+            rm: false,
+        };
         program().start(&start).await.unwrap();
         let remote = Remote::connect(&name.0, program()).await.unwrap();
         let stop = Arc::new(AtomicBool::new(false));

@@ -14,6 +14,7 @@ fn vm_main_path_run_exec_snapshot_restore_and_remove() {
     let row = listed.as_array().unwrap().iter().find(|row| row["name"] == name.0.as_str()).unwrap();
     assert_eq!(row["state"], "running");
     assert_eq!(row["memory_bytes"], 256 << 20);
+    assert_eq!(row["cpus"], 1);
     assert!(row["pid"].as_u64().is_some() && row["age_ms"].as_u64().is_some() && row["image"].is_string(), "{row}");
     let again = throughline(["--json", "run", "--name", &name.0]);
     assert_eq!(again.status.code(), Some(125));

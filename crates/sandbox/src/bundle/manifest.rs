@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::BundleError;
-use crate::engine::Machine;
+use crate::engine::{Hardware, Machine};
 use crate::image::Rootfs;
 
 /// Version of the bundle's form. Another one is refused.
@@ -30,8 +30,9 @@ pub struct Manifest {
     pub rootfs: Option<Rootfs>,
     /// The guest's kernel.
     pub kernel: String,
-    /// Guest memory, in MiB.
-    pub memory_mib: u32,
+    /// What the machine has.
+    #[serde(flatten)]
+    pub hardware: Hardware,
     /// The agent's protocol version.
     pub agent: u32,
     /// The timeline that the snapshot belongs to: 32 hexadecimal digits.

@@ -39,6 +39,16 @@ pub enum EngineError {
         /// What would load it.
         here: Box<Machine>,
     },
+    /// A machine cannot have so many processors, or so few.
+    #[error("a machine with {asked} processors cannot be had: ask for 1 to {most} ({because})")]
+    Processors {
+        /// How many it was to have.
+        asked: u32,
+        /// The most that it can have.
+        most: u32,
+        /// Why no more.
+        because: &'static str,
+    },
     /// The machine ended while it was asked to do something.
     #[error("the machine ended while it was to {doing}: {exit}")]
     Ended {

@@ -29,12 +29,14 @@ use crate::image::Image;
 mod capture;
 mod confinement;
 mod error;
+mod hardware;
 pub mod qemu;
 
 pub use capture::{Capture, CaptureReport, RamSource};
 pub(crate) use confinement::try_confinement;
 pub use confinement::{Confinement, Measure, Outcome};
 pub use error::{EngineError, Exit, ExitReason};
+pub use hardware::Hardware;
 pub use qemu::Qemu;
 
 /// The guest-physical address of the region, in every guest. Fixed: a frozen guest knows it.
@@ -83,8 +85,8 @@ pub struct Capabilities {
 pub struct VmConfig {
     /// An existing folder for the machine's sockets and logs. Paths of any length will do.
     pub folder: PathBuf,
-    /// Guest memory in MiB, at least 32. A saved machine loads only with what it had.
-    pub memory_mib: u32,
+    /// What the machine has. A saved machine loads only with what it had.
+    pub hardware: Hardware,
     /// The region's file; the guest sees it at [`REGION_ADDRESS`]. Its length is a multiple of
     /// 2 MiB and part of the machine: a saved machine loads only with a region as long.
     pub region: File,
@@ -129,8 +131,9 @@ pub struct VmRecord {
     pub start_time: u64,
     /// The folder with its sockets and logs.
     pub folder: PathBuf,
-    /// Guest memory in MiB.
-    pub memory_mib: u32,
+    /// What the machine has.
+    #[serde(flatten)]
+    pub hardware: Hardware,
     /// Where the RAM lies.
     pub ram: RamRecord,
     /// What the machine is.

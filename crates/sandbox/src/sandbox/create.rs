@@ -8,7 +8,7 @@ use throughline::{Geometry, Link, Region, Sidecar};
 use super::start::{Starting, identity, region_file};
 use super::{About, Sandbox, Timings};
 use crate::SandboxError;
-use crate::engine::{BootSpec, Engine, Qemu, VmConfig};
+use crate::engine::{BootSpec, Engine, Hardware, Qemu, VmConfig};
 use crate::image::Image;
 use crate::places::Places;
 
@@ -17,7 +17,7 @@ use crate::places::Places;
 pub struct SandboxBuilder {
     image: Image,
     name: Option<String>,
-    memory_mib: u32,
+    hardware: Hardware,
     geometry: Geometry,
     engine: Option<Arc<dyn Engine>>,
     kernel_arguments: Vec<String>,
@@ -30,7 +30,7 @@ impl Sandbox {
         SandboxBuilder {
             image,
             name: None,
-            memory_mib: 256,
+            hardware: Hardware::default(),
             geometry: Geometry::default(),
             engine: None,
             kernel_arguments: Vec::new(),
@@ -51,7 +51,13 @@ impl SandboxBuilder {
 
     /// Guest memory in MiB; 256 without this.
     pub fn memory_mib(mut self, memory_mib: u32) -> Self {
-        self.memory_mib = memory_mib;
+        self.hardware.memory_mib = memory_mib;
+        self
+    }
+
+    /// Processors of the guest, from 1 to as many as the host has; 1 without this.
+    pub fn cpus(mut self, cpus: u32) -> Self {
+        self.hardware.cpus = cpus;
         self
     }
 
@@ -83,6 +89,7 @@ impl SandboxBuilder {
     /// on its identity. Dropping the future ends what there is of it.
     pub async fn create(mut self) -> Result<Sandbox, SandboxError> {
         let started = Instant::now();
+        self.hardware.check_new()?;
         let name = self.name.take().map_or_else(random_name, Ok)?;
         let places = Places::claim(&name)?;
         let current = places.current();
@@ -91,7 +98,7 @@ impl SandboxBuilder {
         let engine = self.engine.take().unwrap_or_else(|| Arc::new(Qemu::new()));
         let config = VmConfig {
             folder: places.runtime().to_path_buf(),
-            memory_mib: self.memory_mib,
+            hardware: self.hardware,
             region: region_file(&region)?,
             rootfs: self.image.open_rootfs()?,
         };
@@ -132,7 +139,7 @@ impl SandboxBuilder {
             image: self.image.id().to_owned(),
             rootfs: self.image.rootfs().cloned(),
             kernel: self.image.kernel_version().to_owned(),
-            memory_mib: self.memory_mib,
+            hardware: self.hardware,
             agent,
             timings: Timings::default(),
         }

@@ -16,7 +16,7 @@ use std::time::Duration;
 use throughline::{ChannelId, Link};
 
 use crate::command::{Child, Command};
-use crate::engine::{Exit, Vm, VmRecord};
+use crate::engine::{Exit, Hardware, Vm, VmRecord};
 use crate::files::Files;
 use crate::guest::{Guest, Here};
 use crate::image::Rootfs;
@@ -51,7 +51,7 @@ struct About {
     image: String,
     rootfs: Option<Rootfs>,
     kernel: String,
-    memory_mib: u32,
+    hardware: Hardware,
     agent: u32,
     timings: Timings,
 }

@@ -12,7 +12,7 @@ use throughline::Link;
 
 use super::About;
 use crate::SandboxError;
-use crate::engine::{Exit, VmRecord};
+use crate::engine::{Exit, Hardware, VmRecord};
 use crate::image::Rootfs;
 
 /// The file's name in a sandbox's runtime folder.
@@ -45,8 +45,9 @@ pub struct Record {
     pub rootfs: Option<Rootfs>,
     /// The kernel's version.
     pub kernel: String,
-    /// Guest memory in MiB.
-    pub memory_mib: u32,
+    /// What the machine has.
+    #[serde(flatten)]
+    pub hardware: Hardware,
     /// The agent's protocol version.
     pub agent: u32,
     /// The timeline that runs.
@@ -66,7 +67,7 @@ pub struct Record {
 impl Record {
     pub(super) fn new(name: &str, about: &About, link: &Link, machine: &VmRecord) -> Self {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let About { image, rootfs, kernel, memory_mib, agent, .. } = about.clone();
+        let About { image, rootfs, kernel, hardware, agent, .. } = about.clone();
         Self {
             version: VERSION,
             name: name.to_owned(),
@@ -74,7 +75,7 @@ impl Record {
             image,
             rootfs,
             kernel,
-            memory_mib,
+            hardware,
             agent,
             timeline: format!("{:032x}", link.timeline()),
             machine: machine.clone(),
@@ -90,7 +91,7 @@ impl Record {
             image: self.image.clone(),
             rootfs: self.rootfs.clone(),
             kernel: self.kernel.clone(),
-            memory_mib: self.memory_mib,
+            hardware: self.hardware,
             agent: self.agent,
             timings: super::Timings::default(),
         }

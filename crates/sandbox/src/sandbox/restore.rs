@@ -101,7 +101,7 @@ impl Restore {
         let spec = LoadSpec {
             config: VmConfig {
                 folder: places.runtime().to_path_buf(),
-                memory_mib: manifest.memory_mib,
+                hardware: manifest.hardware,
                 region: region_file(&region)?,
                 rootfs,
             },
@@ -117,7 +117,7 @@ impl Restore {
             image: manifest.image.clone(),
             rootfs: manifest.rootfs.clone(),
             kernel: manifest.kernel.clone(),
-            memory_mib: manifest.memory_mib,
+            hardware: manifest.hardware,
             agent: manifest.agent,
             timings: Timings::default(),
         };

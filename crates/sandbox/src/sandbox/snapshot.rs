@@ -256,7 +256,7 @@ impl Sandbox {
     }
 
     fn manifest(&self, quiesced: bool, carried: Carried) -> Manifest {
-        let About { image, rootfs, kernel, memory_mib, agent, .. } = self.about.clone();
+        let About { image, rootfs, kernel, hardware, agent, .. } = self.about.clone();
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Manifest {
             version: VERSION,
@@ -265,7 +265,7 @@ impl Sandbox {
             image,
             rootfs,
             kernel,
-            memory_mib,
+            hardware,
             agent,
             timeline: format!("{:032x}", self.link.timeline()),
             quiesced,

@@ -110,7 +110,11 @@ async fn vm_bundle_of_another_machine_is_refused_with_what_differs() {
             (format!("\"{}\"", machine.machine_type), "\"pc-q35-2.4\"", "machine type is pc-q35-2.4"),
             (format!("\"version\":\"{}\"", machine.version), "\"version\":\"1.0\"", "version is 1.0"),
             (format!("\"{}\"", machine.cpu_model), "\"486\"", "processor model is 486"),
-            (format!("\"memory_mib\":{}", manifest.memory_mib), "\"memory_mib\":128", "the machine has 134217728"),
+            (
+                format!("\"memory_mib\":{}", manifest.hardware.memory_mib),
+                "\"memory_mib\":128",
+                "the machine has 134217728",
+            ),
             (format!("\"agent\":{}", manifest.agent), "\"agent\":99", "speaks protocol 99"),
         ];
         for (from, to, words) in cases {

@@ -8,6 +8,7 @@ mod ends;
 mod exec;
 mod files;
 mod folders;
+mod hardware;
 mod host_death;
 mod identity;
 mod in_flight;

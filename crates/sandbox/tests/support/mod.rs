@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-use throughline_sandbox::engine::{BootSpec, Engine, Exit, LoadSpec, Qemu, Vm, VmConfig};
+use throughline_sandbox::engine::{BootSpec, Engine, Exit, Hardware, LoadSpec, Qemu, Vm, VmConfig};
 use throughline_sandbox::image::{Image, ImageBuilder};
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::net::UnixStream;
@@ -14,6 +14,8 @@ use tokio::net::UnixStream;
 pub const WATCHDOG: Duration = Duration::from_mins(2);
 /// Guest memory in MiB.
 pub const MEMORY: u32 = 256;
+/// What each machine has.
+pub const HARDWARE: Hardware = Hardware { memory_mib: MEMORY, cpus: 1 };
 /// The region's length in bytes.
 pub const REGION: u64 = 64 << 20;
 
@@ -84,7 +86,7 @@ fn config(folder: &Path) -> VmConfig {
     let region = options.read(true).write(true).create(true).truncate(false).open(folder.join("region"));
     let region = region.expect("a region");
     region.set_len(REGION).expect("a region's length");
-    VmConfig { folder: folder.to_path_buf(), memory_mib: MEMORY, region, rootfs: None }
+    VmConfig { folder: folder.to_path_buf(), hardware: HARDWARE, region, rootfs: None }
 }
 
 impl Guest {

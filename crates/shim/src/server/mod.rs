@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use throughline_sandbox::bundle::Bundle;
-use throughline_sandbox::engine::Exit;
+use throughline_sandbox::engine::{Exit, Hardware};
 use throughline_sandbox::image::{ImageBuilder, Images};
 use throughline_sandbox::{Known, Sandbox, SandboxError, sockets};
 use tokio::net::UnixListener;
@@ -45,7 +45,7 @@ impl Server {
     /// Comes to a sandbox, and listens. Nobody else does: the listener is bound under the sandbox's lease.
     pub async fn begin(start: Start) -> Result<Self, ShimError> {
         let (sandbox, rm) = match start {
-            Start::Create { name, image, memory_mib, rm } => (create(name, &image, memory_mib).await?, rm),
+            Start::Create { name, image, hardware, rm } => (create(name, &image, hardware).await?, rm),
             Start::Restore { name, bundle, rm } => (restore(name, &bundle).await?, rm),
             Start::TakeOver { name } => take_over(&name).await?,
         };
@@ -100,11 +100,11 @@ impl Server {
     }
 }
 
-async fn create(name: Option<String>, image: &str, memory_mib: u32) -> Result<Sandbox, ShimError> {
+async fn create(name: Option<String>, image: &str, hardware: Hardware) -> Result<Sandbox, ShimError> {
     let image = image.to_owned();
     let found = tokio::task::spawn_blocking(move || Images::new().open_or_build(&image, &ImageBuilder::new()));
     let image = found.await.map_err(ShimError::memory)?.map_err(SandboxError::from)?;
-    let builder = Sandbox::builder(image).memory_mib(memory_mib);
+    let builder = Sandbox::builder(image).memory_mib(hardware.memory_mib).cpus(hardware.cpus);
     Ok(name.into_iter().fold(builder, throughline_sandbox::SandboxBuilder::name).create().await?)
 }
 

@@ -84,8 +84,8 @@ impl Builder {
             .and_then(|builder| builder.share(region, REGION_FD, Wanted::Write))
             .map_err(|e| EngineError::io("share memory for", folder, e))?;
         builder.inherit(control, CONTROL_FD).inherit(bell, BELL_FD).inherit(console, CONSOLE_FD);
-        builder.board(machine);
-        builder.memory(config.memory_mib, length, mapping);
+        builder.board(machine, config.hardware.cpus);
+        builder.memory(config.hardware.memory_mib, length, mapping);
         builder.channels();
         // Last, so that all other devices have the same addresses in every machine.
         if let Some(rootfs) = &config.rootfs {
@@ -142,13 +142,14 @@ impl Builder {
         Ok(self.inherit(file, child_fd))
     }
 
-    fn board(&mut self, machine: &Machine) {
+    fn board(&mut self, machine: &Machine, cpus: u32) {
         let accelerator = super::probe::accelerator_argument(machine.accelerator);
         // The saved stream is the devices' sections alone: no configuration, no description.
         let board = format!("{},{},mem-merge=off,memory-backend=ram0", machine.machine_type, super::probe::BOARD);
         let processor = machine.cpu_model.split(':').next().unwrap_or_default();
         self.command
             .args(["-M", &board, "-accel", accelerator, "-cpu", processor])
+            .args(["-smp", &format!("{cpus},sockets=1,cores={cpus},threads=1")])
             .args(["-global", "migration.send-configuration=off"])
             .args(["-display", "none", "-no-user-config", "-nodefaults", "-no-reboot"])
             .args(["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);

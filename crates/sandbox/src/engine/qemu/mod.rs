@@ -96,7 +96,7 @@ impl Qemu {
     async fn start(&self, builder: Builder, record: Start) -> Result<QemuVm, EngineError> {
         let (binary, _) = self.known().await?;
         let (mut command, shared) = builder.finish()?;
-        let Start { config: VmConfig { folder, memory_mib, .. }, ram, machine } = record;
+        let Start { config: VmConfig { folder, hardware, .. }, ram, machine } = record;
         let kvm = machine.accelerator == super::Accelerator::Kvm;
         let plan = Plan { binary, folder: &folder, shared, kvm };
         let (process, confinement) = Process::spawn_confined(&mut command, &plan)
@@ -109,7 +109,7 @@ impl Qemu {
             pid: process.pid(),
             start_time: process.start_time(),
             folder,
-            memory_mib,
+            hardware,
             ram,
             machine,
             confinement,
@@ -161,7 +161,8 @@ impl Engine for Qemu {
     async fn boot(&self, spec: BootSpec<'_>) -> Result<Box<dyn Vm>, EngineError> {
         let (binary, Capabilities { machine, .. }) = self.known().await?;
         let BootSpec { config, image, kernel_arguments, ram } = spec;
-        let file = create_ram(&ram, config.memory_mib)?;
+        config.hardware.check()?;
+        let file = create_ram(&ram, config.hardware.memory_mib)?;
         let region = region_length(&config)?;
         let builder = Builder::new(binary, machine, &config, file, Mapping::Shared)?;
         let builder = builder.boot(image, region, &kernel_arguments)?;
@@ -175,7 +176,8 @@ impl Engine for Qemu {
         if saved != *machine {
             return Err(EngineError::OtherMachine { saved: Box::new(saved), here: Box::new(machine.clone()) });
         }
-        let inode = inspect_image(&ram, config.memory_mib)?;
+        config.hardware.check()?;
+        let inode = inspect_image(&ram, config.hardware.memory_mib)?;
         let builder = Builder::new(binary, machine, &config, ram, Mapping::CopyOnWrite)?.load(state);
         let start = Start { config, ram: RamRecord::CopyOnWrite { inode }, machine: saved };
         let vm = self.start(builder, start).await?;

@@ -192,7 +192,7 @@ impl QemuVm {
     /// Opens what the monitor has mapped as RAM: the path may have vanished, its descriptor has not.
     fn open_image(&self, inode: u64) -> io::Result<File> {
         let process = Proc::new(self.record.pid).map_err(proc_error)?;
-        let size = u64::from(self.record.memory_mib) << 20;
+        let size = u64::from(self.record.hardware.memory_mib) << 20;
         for entry in process.fd().map_err(proc_error)? {
             let fd = entry.map_err(proc_error)?.fd;
             let path = format!("/proc/{}/fd/{fd}", self.record.pid);
@@ -207,7 +207,7 @@ impl QemuVm {
     /// Where the monitor has mapped its RAM.
     fn address(&self, inode: u64) -> io::Result<u64> {
         let maps = Proc::new(self.record.pid).and_then(|process| process.maps()).map_err(proc_error)?;
-        let size = u64::from(self.record.memory_mib) << 20;
+        let size = u64::from(self.record.hardware.memory_mib) << 20;
         let ram = maps.iter().find(|map| {
             map.inode == inode
                 && map.offset == 0

@@ -1,0 +1,80 @@
+//! What a guest's machine has.
+
+use serde::{Deserialize, Serialize};
+
+use super::EngineError;
+
+/// What a machine has; a saved one loads only into the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hardware {
+    /// Memory in MiB, at least 32.
+    pub memory_mib: u32,
+    /// Processors, from 1 to [`MOST_CPUS`](Self::MOST_CPUS).
+    #[serde(default = "one")]
+    pub cpus: u32,
+}
+
+/// Machines had one processor before their number was recorded.
+fn one() -> u32 {
+    1
+}
+
+impl Default for Hardware {
+    fn default() -> Self {
+        Self { memory_mib: 256, cpus: 1 }
+    }
+}
+
+impl Hardware {
+    /// The most processors of any machine.
+    pub const MOST_CPUS: u32 = 255;
+
+    /// The most processors that a new machine gets: as many as the host has. With more, a guest waits for processors
+    /// that do not run, at each of its locks.
+    pub fn most_cpus_here() -> u32 {
+        let here = std::thread::available_parallelism().map_or(1, usize::from);
+        u32::try_from(here).unwrap_or(u32::MAX).min(Self::MOST_CPUS)
+    }
+
+    /// Refuses what a new machine cannot have here.
+    pub(crate) fn check_new(self) -> Result<(), EngineError> {
+        self.check_cpus(Self::most_cpus_here(), "this host has as many")
+    }
+
+    /// Refuses what no machine can have. A saved machine goes on also where the host has fewer processors.
+    pub(super) fn check(self) -> Result<(), EngineError> {
+        self.check_cpus(Self::MOST_CPUS, "no machine has more")
+    }
+
+    fn check_cpus(self, most: u32, because: &'static str) -> Result<(), EngineError> {
+        if (1..=most).contains(&self.cpus) {
+            return Ok(());
+        }
+        Err(EngineError::Processors { asked: self.cpus, most, because })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_has_one_processor_at_least_and_no_more_than_the_host() {
+        let with = |cpus| Hardware { cpus, ..Hardware::default() };
+        let most = Hardware::most_cpus_here();
+        with(1).check_new().unwrap();
+        with(most).check_new().unwrap();
+        for bad in [0, most + 1, u32::MAX] {
+            let refused = with(bad).check_new().unwrap_err().to_string();
+            assert!(refused.contains(&bad.to_string()) && refused.contains(&format!("1 to {most}")), "{refused}");
+        }
+        with(Hardware::MOST_CPUS).check().unwrap();
+        with(Hardware::MOST_CPUS + 1).check().unwrap_err();
+    }
+
+    #[test]
+    fn what_was_recorded_before_there_was_a_number_of_processors_has_one() {
+        let old: Hardware = serde_json::from_str(r#"{"memory_mib":512}"#).unwrap();
+        assert_eq!(old, Hardware { memory_mib: 512, cpus: 1 });
+    }
+}
