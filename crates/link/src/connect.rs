@@ -4,7 +4,6 @@ use std::future::poll_fn;
 use std::time::Duration;
 
 use throughline_ring::Kind;
-use tokio::time::{Instant, timeout_at};
 
 use crate::Error;
 use crate::core::{LABEL_BYTES, OnFork, OpenOptions, Policy};
@@ -16,8 +15,8 @@ use crate::stream::Stream;
 /// How to open a channel. Made by [`Link::connect_with`].
 #[derive(Clone, Debug)]
 #[must_use = "nothing is opened before `stream` or `messages`"]
-pub struct Connect {
-    link: Link,
+pub struct Connect<L = Link> {
+    link: L,
     options: OpenOptions,
     deadline: Duration,
     answered: bool,
@@ -26,11 +25,13 @@ pub struct Connect {
 impl Connect {
     /// How long an open waits for a free channel and for the peer's answer.
     pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(10);
+}
 
-    pub(crate) fn new(link: Link, port: u32) -> Self {
+impl<L> Connect<L> {
+    pub(crate) fn new(link: L, port: u32) -> Self {
         let options =
             OpenOptions { port, kind: Kind::Stream, ring_bytes: 0, label: [0; LABEL_BYTES], policy: Policy::default() };
-        Self { link, options, deadline: Self::DEFAULT_DEADLINE, answered: true }
+        Self { link, options, deadline: Connect::DEFAULT_DEADLINE, answered: true }
     }
 
     /// The smallest ring that will do, in bytes a direction. Of the shapes that the region has, the
@@ -77,6 +78,18 @@ impl Connect {
         self
     }
 
+    pub(crate) fn link(&self) -> &L {
+        &self.link
+    }
+
+    /// The same on another face of the link.
+    pub(crate) fn on<M>(self, link: M) -> Connect<M> {
+        let Self { options, deadline, answered, .. } = self;
+        Connect { link, options, deadline, answered }
+    }
+}
+
+impl Connect {
     /// Opens a stream. Dropping the future closes the channel.
     pub async fn stream(mut self) -> Result<Stream, Error> {
         self.options.kind = Kind::Stream;
@@ -90,21 +103,21 @@ impl Connect {
     }
 
     async fn open(self) -> Result<Handle, Error> {
-        let deadline = Instant::now() + self.deadline;
-        let core = self.link.core();
+        let link = &self.link;
+        let deadline = link.now() + self.deadline;
+        let core = link.core();
         let free = poll_fn(|cx| {
             let opened = core.poll_open(&self.options, cx);
             if opened.is_pending() {
-                self.link.arm_backstop();
+                link.arm_backstop();
             }
             opened
         });
-        let opened = timeout_at(deadline, free).await;
-        let this = opened.map_err(|_| Error::Busy)??;
-        let handle = Handle::new(self.link.clone(), this);
+        let this = link.until(deadline, free).await.ok_or(Error::Busy)??;
+        let handle = Handle::new(link.clone(), this);
         if self.answered {
-            let answer = timeout_at(deadline, handle.wait(|core, cx| core.poll_answer(this, cx))).await;
-            answer.map_err(|_| Error::TimedOut)??;
+            let answer = handle.wait(|core, cx| core.poll_answer(this, cx));
+            link.until(deadline, answer).await.ok_or(Error::TimedOut)??;
         }
         Ok(handle)
     }

@@ -4,7 +4,6 @@ use std::future::poll_fn;
 use std::time::Duration;
 
 use throughline_ring::{Identity, LinkWord};
-use tokio::time::{Instant, timeout_at};
 
 use crate::link::{Link, LinkCore};
 
@@ -42,12 +41,12 @@ impl Link {
         deadline: Duration,
         mut done: impl FnMut(&LinkCore) -> bool,
     ) -> Result<(), Unanswered> {
-        let until = Instant::now() + deadline;
+        let until = self.now() + deadline;
         let mut repeat = REPEAT;
         loop {
             let look = poll_fn(|cx| self.core().poll_link(cx, |core| done(core).then_some(())));
-            let next = until.min(Instant::now() + repeat);
-            if timeout_at(next, look).await.is_ok() {
+            let next = until.min(self.now() + repeat);
+            if self.until(next, look).await.is_some() {
                 return Ok(());
             }
             if next == until {

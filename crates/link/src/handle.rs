@@ -65,14 +65,3 @@ impl Drop for Handle {
         self.close(Reason::Normal);
     }
 }
-
-impl Link {
-    /// Makes sure that the backstop's timer runs while somebody waits.
-    pub(crate) fn arm_backstop(&self) {
-        let shared = &self.0.shared;
-        // The common case is a plain load: the timer has been running since the last wait.
-        if !shared.backstop.load(Ordering::Relaxed) && !shared.backstop.swap(true, Ordering::Relaxed) {
-            shared.kick.notify_one();
-        }
-    }
-}

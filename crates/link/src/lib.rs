@@ -56,6 +56,8 @@
 #[cfg(not(any(loom, shuttle)))]
 mod backing;
 #[cfg(not(any(loom, shuttle)))]
+pub mod blocking;
+#[cfg(not(any(loom, shuttle)))]
 mod connect;
 #[cfg(not(any(loom, shuttle)))]
 mod control;
@@ -79,16 +81,14 @@ mod listener;
 mod messages;
 #[cfg(not(any(loom, shuttle)))]
 mod region;
-#[cfg(not(any(loom, shuttle)))]
+#[cfg(all(feature = "tokio", not(any(loom, shuttle))))]
 mod relay;
 #[cfg(not(any(loom, shuttle)))]
 mod sidecar;
 #[cfg(not(any(loom, shuttle)))]
-mod spin;
-#[cfg(not(any(loom, shuttle)))]
-mod storm;
-#[cfg(not(any(loom, shuttle)))]
 mod stream;
+#[cfg(all(feature = "tokio", not(any(loom, shuttle))))]
+mod stream_io;
 mod sync;
 
 #[cfg(not(any(loom, shuttle)))]
@@ -113,7 +113,7 @@ pub use listener::Listener;
 pub use messages::{MessageReceiver, MessageSender, Messages, TryRecv};
 #[cfg(not(any(loom, shuttle)))]
 pub use region::{GuestLeaseError, Region, RegionError};
-#[cfg(not(any(loom, shuttle)))]
+#[cfg(all(feature = "tokio", not(any(loom, shuttle))))]
 pub use relay::{Began, Ended, Relay};
 #[cfg(not(any(loom, shuttle)))]
 pub use sidecar::{Origin, Sidecar, SidecarError, SidecarFault, Timeline};

@@ -1,19 +1,21 @@
-//! Attaching to a region, on tokio.
+//! Attaching to a region.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use throughline_ring::{Kind, Ledger, Side};
 use throughline_shmem::Mapping;
-use tokio::sync::Notify;
-use tokio::task::AbortHandle;
 
+use crate::blocking;
 use crate::connect::Connect;
 use crate::core::{AttachCoreError, AttachOptions, Core};
 use crate::doorbell::{Doorbell, Line};
-use crate::driver;
+use crate::driver::Driven;
+#[cfg(feature = "tokio")]
+use crate::driver::runtime;
+use crate::driver::threads::Seat;
 use crate::listener::Listener;
 use crate::messages::Messages;
 use crate::stream::Stream;
@@ -28,10 +30,7 @@ pub(crate) type LinkCore = Core<Arc<Mapping>, Line>;
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) core: LinkCore,
-    /// Wakes the driver for a reason that no doorbell tells.
-    pub(crate) kick: Notify,
-    /// Whether the backstop's timer runs.
-    pub(crate) backstop: std::sync::atomic::AtomicBool,
+    pub(crate) driven: Driven,
     pub(crate) sidecar: Option<Sidecar>,
     region: Region,
     _guest_lease: Option<Lease>,
@@ -41,12 +40,16 @@ pub(crate) struct Shared {
 #[derive(Debug)]
 pub(crate) struct Owner {
     pub(crate) shared: Arc<Shared>,
-    driver: AbortHandle,
+    #[cfg(feature = "tokio")]
+    driver: Option<tokio::task::AbortHandle>,
 }
 
+#[cfg(feature = "tokio")]
 impl Drop for Owner {
     fn drop(&mut self) {
-        self.driver.abort();
+        if let Some(driver) = &self.driver {
+            driver.abort();
+        }
     }
 }
 
@@ -124,16 +127,44 @@ impl LinkBuilder {
     ///
     /// Whatever a predecessor left is taken over: its scrubs are finished, its words shown again, its
     /// channels wait for [`Link::adopt`].
-    pub fn attach(self) -> Result<Link, AttachError> {
+    #[cfg(feature = "tokio")]
+    pub fn attach(mut self) -> Result<Link, AttachError> {
         let runtime = tokio::runtime::Handle::try_current().map_err(|_| AttachError::NoRuntime)?;
-        let doorbell = self.doorbell.ok_or(AttachError::NoDoorbell)?;
+        let (line, spin) = (self.line()?, self.spin);
+        let waiting = runtime::Waiting::new(&line)?;
+        let task = Arc::new(runtime::Task::default());
+        let shared = self.take_over(line, Driven::Task(task.clone()))?;
+        let driver = runtime.spawn(runtime::drive(shared.clone(), task, waiting, spin)).abort_handle();
+        Ok(Link(Arc::new(Owner { shared, driver: Some(driver) })))
+    }
+
+    /// Attaches without a runtime: the threads that wait drive the link. Otherwise as [`attach`](Self::attach).
+    pub fn attach_blocking(mut self) -> Result<blocking::Link, AttachError> {
+        let line = self.line()?;
+        let seat = Arc::new(Seat::new(&line, self.spin)?);
+        let shared = self.take_over(line, Driven::Threads(seat.clone()))?;
+        // Bells of a predecessor's time are lost, both ways: the peer looks once, and so does whoever waits.
+        let _ = shared.core.ring();
+        let owner = Owner {
+            shared,
+            #[cfg(feature = "tokio")]
+            driver: None,
+        };
+        Ok(blocking::Link::new(Link(Arc::new(owner)), seat))
+    }
+
+    fn line(&mut self) -> Result<Line, AttachError> {
+        Ok(Line::new(self.doorbell.take().ok_or(AttachError::NoDoorbell)?)?)
+    }
+
+    fn take_over(self, line: Line, driven: Driven) -> Result<Arc<Shared>, AttachError> {
         let side = if self.sidecar.is_some() { Side::Host } else { Side::Guest };
         let guest_lease = if side == Side::Guest { self.region.guest_lease()? } else { None };
         let timeline = self.sidecar.as_ref().map(Sidecar::timeline);
         let told = self.sidecar.as_ref().is_some_and(Sidecar::event_pending);
         let restored = timeline.filter(|timeline| told && timeline.origin == Origin::Restored);
         let options = AttachOptions {
-            now: std::time::Instant::now(),
+            now: Instant::now(),
             side,
             timeline: timeline.map_or(self.region.header().region, |timeline| timeline.epoch),
             restored_from: restored.map(|timeline| timeline.parent),
@@ -143,18 +174,8 @@ impl LinkBuilder {
         };
         let ledger =
             Ledger::new(self.region.words().clone(), self.sidecar.as_ref().map(|sidecar| sidecar.words().clone()));
-        let core = Core::attach(ledger, &self.region.header().geometry, Line::new(doorbell)?, &options)?;
-        let shared = Arc::new(Shared {
-            core,
-            kick: Notify::new(),
-            backstop: std::sync::atomic::AtomicBool::new(false),
-            sidecar: self.sidecar,
-            region: self.region,
-            _guest_lease: guest_lease,
-        });
-        let waiting = driver::Waiting::new(shared.core.bell())?;
-        let driver = runtime.spawn(driver::drive(shared.clone(), waiting, self.spin)).abort_handle();
-        Ok(Link(Arc::new(Owner { shared, driver })))
+        let core = Core::attach(ledger, &self.region.header().geometry, line, &options)?;
+        Ok(Arc::new(Shared { core, driven, sidecar: self.sidecar, region: self.region, _guest_lease: guest_lease }))
     }
 }
 
@@ -255,7 +276,7 @@ impl Link {
         self.core().bell().replace(doorbell)?;
         // Whatever was rung for on the old one may have been lost: the peer looks once, and the driver does.
         let _ = self.core().ring();
-        self.0.shared.kick.notify_one();
+        self.kick();
         Ok(())
     }
 
@@ -277,7 +298,7 @@ impl Link {
     /// Ends a freeze.
     pub fn thaw(&self) {
         self.core().thaw();
-        self.0.shared.kick.notify_one();
+        self.kick();
     }
 
     /// Copies a frozen link into two empty files, for a snapshot: what of the region is needed, and
@@ -313,13 +334,6 @@ impl Channel {
         match kind {
             Kind::Stream => Self::Stream(Stream::new(handle)),
             Kind::Message => Self::Messages(Messages::new(handle)),
-        }
-    }
-
-    pub(crate) fn into_handle(self) -> Arc<crate::handle::Handle> {
-        match self {
-            Self::Stream(stream) => stream.into_handle(),
-            Self::Messages(messages) => messages.into_handle(),
         }
     }
 

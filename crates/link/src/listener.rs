@@ -39,6 +39,6 @@ impl Listener {
 impl Drop for Listener {
     fn drop(&mut self) {
         self.link.core().unlisten(self.port);
-        self.link.0.shared.kick.notify_one();
+        self.link.kick();
     }
 }

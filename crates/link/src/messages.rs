@@ -12,17 +12,17 @@ use crate::{ChannelId, ChannelInfo, Error};
 /// A channel of whole messages. Dropping it closes both directions, after what was sent.
 #[derive(Debug)]
 pub struct Messages {
-    receiver: MessageReceiver,
-    sender: MessageSender,
+    pub(crate) receiver: MessageReceiver,
+    pub(crate) sender: MessageSender,
 }
 
 /// The receiving half.
 #[derive(Debug)]
-pub struct MessageReceiver(Arc<Handle>);
+pub struct MessageReceiver(pub(crate) Arc<Handle>);
 
 /// The sending half. Dropping it does not end the direction; `shutdown` does.
 #[derive(Debug)]
-pub struct MessageSender(Arc<Handle>);
+pub struct MessageSender(pub(crate) Arc<Handle>);
 
 /// What a call that does not wait came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,13 +41,13 @@ impl Messages {
         Self { receiver: MessageReceiver(handle.clone()), sender: MessageSender(handle) }
     }
 
-    pub(crate) fn into_handle(self) -> Arc<Handle> {
-        self.receiver.0
-    }
-
     /// Two halves for two tasks. The channel closes with the last of them.
     pub fn into_split(self) -> (MessageSender, MessageReceiver) {
         (self.sender, self.receiver)
+    }
+
+    pub(crate) fn from_split(sender: MessageSender, receiver: MessageReceiver) -> Self {
+        Self { receiver, sender }
     }
 
     /// The channel's name, for a successor that adopts it.

@@ -88,6 +88,13 @@ struct Way<'a> {
     to_began: u64,
 }
 
+fn handle_of(channel: Channel) -> Arc<Handle> {
+    match channel {
+        Channel::Stream(stream) => stream.reader.0,
+        Channel::Messages(messages) => messages.receiver.0,
+    }
+}
+
 impl Relay {
     /// Pairs two channels of one kind. `downstream` carries nothing else from its opening on.
     ///
@@ -95,7 +102,7 @@ impl Relay {
     /// [`Error::Kind`] where one carries messages and the other a stream; [`Error::TooLong`] where downstream's ring
     /// is shorter than upstream's, so that a message might not fit.
     pub fn new(upstream: Channel, downstream: Channel, began: Began) -> Result<Self, Error> {
-        let (up, down) = (upstream.into_handle(), downstream.into_handle());
+        let (up, down) = (handle_of(upstream), handle_of(downstream));
         let (above, below) = (up.info()?, down.info()?);
         if above.kind != below.kind {
             return Err(Error::Kind(above.kind));

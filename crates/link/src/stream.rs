@@ -1,12 +1,9 @@
 //! A channel of bytes.
 
-use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::Poll;
 
 use throughline_ring::Reason;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::core::{Publish, Take};
 use crate::handle::Handle;
@@ -19,17 +16,17 @@ use crate::{ChannelId, ChannelInfo, Error};
 /// returns, so flushing does nothing.
 #[derive(Debug)]
 pub struct Stream {
-    reader: StreamReader,
-    writer: StreamWriter,
+    pub(crate) reader: StreamReader,
+    pub(crate) writer: StreamWriter,
 }
 
 /// The reading half.
 #[derive(Debug)]
-pub struct StreamReader(Arc<Handle>);
+pub struct StreamReader(pub(crate) Arc<Handle>);
 
 /// The writing half. Dropping it does not end the direction; `shutdown` does.
 #[derive(Debug)]
-pub struct StreamWriter(Arc<Handle>);
+pub struct StreamWriter(pub(crate) Arc<Handle>);
 
 impl Stream {
     pub(crate) fn new(handle: Handle) -> Self {
@@ -37,13 +34,13 @@ impl Stream {
         Self { reader: StreamReader(handle.clone()), writer: StreamWriter(handle) }
     }
 
-    pub(crate) fn into_handle(self) -> Arc<Handle> {
-        self.reader.0
-    }
-
     /// Two halves for two tasks. The channel closes with the last of them.
     pub fn into_split(self) -> (StreamReader, StreamWriter) {
         (self.reader, self.writer)
+    }
+
+    pub(crate) fn from_split(reader: StreamReader, writer: StreamWriter) -> Self {
+        Self { reader, writer }
     }
 
     /// The channel's name, for a successor that adopts it.
@@ -97,6 +94,12 @@ impl StreamReader {
         self.0.wait(|core, cx| core.poll_commit(this, Some(bytes as u64), cx)).await
     }
 
+    /// Reads bytes, and returns their number; zero at the end. Waits until there is at least one. Cancel-safe.
+    pub(crate) async fn read_some(&mut self, out: &mut [u8]) -> Result<usize, Error> {
+        let this = self.0.this;
+        self.0.wait(|core, cx| core.poll_read(this, Take::Consume, Some(cx), out)).await
+    }
+
     /// Reads what is there, without waiting: `None` if there is nothing now, zero bytes at the end.
     pub fn try_read(&mut self, out: &mut [u8]) -> Result<Option<usize>, Error> {
         match self.0.link.core().poll_read(self.0.this, Take::Consume, None, out) {
@@ -112,6 +115,18 @@ impl StreamReader {
 }
 
 impl StreamWriter {
+    /// Writes what there is space for, and returns the number of bytes. Waits until there is some. Cancel-safe.
+    pub(crate) async fn write_some(&mut self, bytes: &[u8]) -> Result<usize, Error> {
+        let this = self.0.this;
+        self.0.wait(|core, cx| core.poll_write(this, Publish::Now, Some(cx), bytes)).await
+    }
+
+    /// Ends this direction: the peer reads what was written, and then the end.
+    pub(crate) async fn end(&mut self) -> Result<(), Error> {
+        let this = self.0.this;
+        self.0.wait(|core, cx| core.poll_shutdown(this, cx)).await
+    }
+
     /// Writes what there is space for, without waiting: `None` if there is none now.
     pub fn try_write(&mut self, bytes: &[u8]) -> Result<Option<usize>, Error> {
         match self.0.link.core().poll_write(self.0.this, Publish::Now, None, bytes) {
@@ -123,52 +138,5 @@ impl StreamWriter {
     /// Positions and bytes in flight.
     pub fn info(&self) -> Result<ChannelInfo, Error> {
         self.0.info()
-    }
-}
-
-impl AsyncRead for StreamReader {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = self.0.this;
-        let out = buf.initialize_unfilled();
-        let count = ready!(self.0.poll(|core| core.poll_read(this, Take::Consume, Some(cx), out)))?;
-        buf.advance(count);
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for StreamWriter {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let this = self.0.this;
-        let result = ready!(self.0.poll(|core| core.poll_write(this, Publish::Now, Some(cx), bytes)));
-        Poll::Ready(result.map_err(Into::into))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = self.0.this;
-        Poll::Ready(ready!(self.0.poll(|core| core.poll_shutdown(this, cx))).map_err(Into::into))
-    }
-}
-
-impl AsyncRead for Stream {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.reader).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Stream {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.writer).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.writer).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.writer).poll_shutdown(cx)
     }
 }

@@ -1,16 +1,23 @@
 //! The doorbell of a live link: it can be replaced while everybody rings it.
 
+use std::future::poll_fn;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd};
+#[cfg(feature = "tokio")]
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-
-use rustix::event::epoll;
-use tokio::sync::watch;
+use std::task::{Poll, Waker};
+use std::time::Duration;
 
 use super::{Doorbell, Drained};
 use crate::core::{Bell, Rung};
 use crate::sync::Mutex;
+use rustix::event::epoll;
+
+/// What an event of the epoll instance is about.
+const BELL: u64 = 0;
+const BESIDE: u64 = 1;
 
 /// A link's doorbell, whichever it is at the moment.
 ///
@@ -22,8 +29,14 @@ pub(crate) struct Line {
     current: Mutex<Current>,
     /// A bell found nobody: the peer is rung when the way is there again.
     owed: AtomicBool,
-    /// Whether the current doorbell's other end is gone, as far as the driver knows.
-    hung_up: watch::Sender<bool>,
+    hang_up: Mutex<HangUp>,
+}
+
+/// Whether the current doorbell's other end is gone, as far as the driver knows.
+#[derive(Debug, Default)]
+struct HangUp {
+    there: bool,
+    wakers: Vec<Waker>,
 }
 
 #[derive(Debug)]
@@ -48,11 +61,28 @@ impl Line {
             poll: Arc::new(poll),
             current: Mutex::new(Current { number: 0, bell: Arc::new(doorbell) }),
             owed: AtomicBool::new(false),
-            hung_up: watch::Sender::new(false),
+            hang_up: Mutex::new(HangUp::default()),
         })
     }
 
+    /// Waits for a change of the doorbell, or of a descriptor that is [watched beside it](Self::watch_beside);
+    /// whether the doorbell's is among what came. Returns at the latest after `longest`.
+    pub(crate) fn wait(&self, longest: Option<Duration>) -> bool {
+        let mut events = [const { std::mem::MaybeUninit::uninit() }; 2];
+        let longest = longest.and_then(|longest| longest.try_into().ok());
+        // An interruption is a change like another: who waits looks again.
+        let came = epoll::wait(&self.poll, &mut events, longest.as_ref());
+        came.is_ok_and(|(came, _)| came.iter().any(|event| event.data.u64() == BELL))
+    }
+
+    /// Ends the [wait](Self::wait) when a descriptor becomes readable.
+    pub(crate) fn watch_beside(&self, other: impl AsFd) -> io::Result<()> {
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        Ok(epoll::add(&self.poll, other, epoll::EventData::new_u64(BESIDE), flags)?)
+    }
+
     /// The epoll instance: readable once for each change of the doorbell.
+    #[cfg(feature = "tokio")]
     pub(crate) fn edges(&self) -> Edges {
         Edges(self.poll.clone())
     }
@@ -65,7 +95,7 @@ impl Line {
         let old = std::mem::replace(&mut current.bell, Arc::new(doorbell));
         current.number += 1;
         self.owed.store(false, Ordering::Relaxed);
-        self.hung_up.send_replace(false);
+        self.hang_up.lock().there = false;
         // Closing would not do: whoever shares its description keeps it watched. It was added, so this
         // cannot fail; an edge too many would be harmless.
         let _ = epoll::delete(&self.poll, &*old);
@@ -93,14 +123,26 @@ impl Line {
     pub(crate) fn note_hang_up(&self, number: u64, hung_up: bool) {
         let current = self.current.lock();
         if current.number == number {
-            self.hung_up.send_replace(hung_up);
+            let mut known = self.hang_up.lock();
+            known.there = hung_up;
+            if hung_up {
+                known.wakers.drain(..).for_each(Waker::wake);
+            }
         }
     }
 
     /// Waits until the current doorbell's other end is gone. Cancel-safe.
     pub(crate) async fn hung_up(&self) {
-        // The sender lives as long as this.
-        let _ = self.hung_up.subscribe().wait_for(|hung_up| *hung_up).await;
+        poll_fn(|cx| {
+            let mut known = self.hang_up.lock();
+            if known.there {
+                return Poll::Ready(());
+            }
+            known.wakers.retain(|waker| !waker.will_wake(cx.waker()));
+            known.wakers.push(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
     }
 
     fn current(&self) -> (u64, Arc<Doorbell>) {
@@ -123,13 +165,15 @@ impl Bell for Line {
 
 fn watch_bell(poll: &OwnedFd, doorbell: &Doorbell) -> io::Result<()> {
     let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
-    Ok(epoll::add(poll, doorbell, epoll::EventData::new_u64(0), flags)?)
+    Ok(epoll::add(poll, doorbell, epoll::EventData::new_u64(BELL), flags)?)
 }
 
 /// The epoll instance of a [`Line`], for a reactor.
+#[cfg(feature = "tokio")]
 #[derive(Debug)]
 pub(crate) struct Edges(Arc<OwnedFd>);
 
+#[cfg(feature = "tokio")]
 impl Edges {
     /// Takes the edge, so that the next bell makes another.
     pub(crate) fn take(&self) {
@@ -140,6 +184,7 @@ impl Edges {
     }
 }
 
+#[cfg(feature = "tokio")]
 impl AsRawFd for Edges {
     fn as_raw_fd(&self) -> RawFd {
         self.0.as_raw_fd()
@@ -158,7 +203,7 @@ mod tests {
         let heard = line.drain();
         line.replace(bell()).unwrap();
         line.note_hang_up(heard.number, true);
-        assert!(!*line.hung_up.borrow());
+        assert!(!line.hang_up.lock().there);
         line.note_hang_up(line.number(), true);
         line.hung_up().await;
     }

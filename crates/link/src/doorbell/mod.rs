@@ -12,11 +12,13 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use eventfd::Eventfds;
-pub(crate) use line::{Edges, Heard, Line};
+#[cfg(feature = "tokio")]
+pub(crate) use line::Edges;
+pub(crate) use line::{Heard, Line};
 use port::Port;
 use socket::Socket;
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+#[cfg(feature = "tokio")]
+use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::core::{Bell, Rung};
 
@@ -87,6 +89,7 @@ impl Doorbell {
     ///
     /// A socket's hang-up stays readable for ever: leave off waiting when [`drain`](Self::drain)
     /// tells of it.
+    #[cfg(feature = "tokio")]
     pub fn watch(self) -> io::Result<AsyncFd<Self>> {
         #[expect(unsafe_code, reason = "tokio cannot see that the descriptor stays the same")]
         // SAFETY: `as_raw_fd` names a descriptor that the doorbell owns, never replaces, and closes

@@ -1,17 +1,28 @@
-//! One side's process behind the tokio driver.
+//! One side's process behind a driver.
 
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
 use throughline::{
-    Channel, Class, Doorbell, Error, Geometry, Kind, Link, Listener, Messages, Region, Side, Sidecar, Stream,
+    Channel, Class, Connect, Doorbell, Error, Geometry, Kind, Link, LinkBuilder, Listener, Messages, Region, Side,
+    Sidecar, Stream, blocking,
 };
 use throughline_sim::{Action, Call, Desk, End, LISTENED, Outcome, Plan, RING};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// Who drives a process's link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Driver {
+    /// A task on tokio.
+    Tokio,
+    /// The threads that wait: here the one that runs the list.
+    Threads,
+}
 
 /// What survives processes: memory and eventfds.
 pub struct Machine {
@@ -39,17 +50,17 @@ impl Machine {
     }
 
     /// Starts a process, once its predecessor has let go of the lease.
-    pub async fn attach(&self, side: Side) -> TokioEnd {
+    pub async fn attach(&self, side: Side, driver: Driver) -> Process {
         loop {
-            if let Some(link) = self.try_attach(side) {
+            if let Some((link, driven)) = self.try_attach(side, driver) {
                 let listeners = LISTENED.map(|port| link.listener(port).unwrap());
-                return TokioEnd { link, listeners, desk: Desk::default(), channels: HashMap::new() };
+                return Process { link, driven, listeners, desk: Desk::default(), channels: HashMap::new() };
             }
             tokio::task::yield_now().await;
         }
     }
 
-    fn try_attach(&self, side: Side) -> Option<Link> {
+    fn try_attach(&self, side: Side, driver: Driver) -> Option<(Link, Option<blocking::Link>)> {
         let clone = |fd: &OwnedFd| fd.try_clone().unwrap();
         let region = Region::from_fd(clone(&self.region)).unwrap();
         let [ring, wake] = [side.peer(), side].map(|to| clone(&self.bells[to as usize]));
@@ -61,20 +72,33 @@ impl Machine {
             Side::Guest => Link::guest(region),
         };
         let bell = Doorbell::eventfds(ring, wake).unwrap();
-        LISTENED.into_iter().fold(builder.doorbell(bell), throughline::LinkBuilder::listen).attach().ok()
+        let builder = LISTENED.into_iter().fold(builder.doorbell(bell), LinkBuilder::listen);
+        match driver {
+            Driver::Tokio => builder.attach().ok().map(|link| (link, None)),
+            Driver::Threads => builder.attach_blocking().ok().map(|link| (link.as_async().clone(), Some(link))),
+        }
     }
 }
 
-pub struct TokioEnd {
+pub struct Process {
     link: Link,
+    /// The same where threads drive it.
+    driven: Option<blocking::Link>,
     listeners: [Listener; LISTENED.len()],
     desk: Desk,
     channels: HashMap<(usize, u32), Channel>,
 }
 
-impl TokioEnd {
+impl Process {
     pub fn link(&self) -> &Link {
         &self.link
+    }
+
+    /// The driver has a turn. On tokio it has one whenever the test yields.
+    pub fn drive(&self) {
+        if let Some(driven) = &self.driven {
+            driven.block_on(Some(Duration::ZERO), std::future::pending::<()>());
+        }
     }
 
     pub fn held_count(&self) -> usize {
@@ -101,11 +125,17 @@ impl TokioEnd {
     }
 
     fn open(&mut self, kind: Kind, port: u32, cx: &mut Context<'_>) -> Outcome {
-        let connect = self.link.connect_with(port).unanswered();
+        // Where threads drive, an open waits within the call: the list does not, and asks again.
+        let deadline = if self.driven.is_some() { Duration::ZERO } else { Connect::DEFAULT_DEADLINE };
+        let connect = self.link.connect_with(port).unanswered().deadline(deadline);
         let opened = match kind {
             Kind::Stream => pin!(connect.stream()).poll(cx).map_ok(Channel::Stream),
             Kind::Message => pin!(connect.messages()).poll(cx).map_ok(Channel::Messages),
         };
+        if self.driven.is_some() && matches!(opened, Poll::Ready(Err(Error::Busy))) {
+            cx.waker().wake_by_ref();
+            return Outcome::Pending;
+        }
         outcome(opened, |channel| {
             let (slot, generation, _) = self.hold(channel);
             Outcome::Opened(slot, generation)
@@ -193,7 +223,7 @@ fn on_messages(messages: &mut Messages, action: &Action, cx: &mut Context<'_>) -
     }
 }
 
-impl End for TokioEnd {
+impl End for Process {
     fn plan(&self, call: &Call) -> Option<Plan> {
         self.desk.plan(call)
     }

@@ -1,10 +1,10 @@
-//! The simulator's lists of operations, run through the tokio driver: two links over a memfd, and the same oracle.
+//! The simulator's lists of operations, run through both drivers: two links over a memfd, and the same oracle.
 
 mod end;
 
 use std::time::Duration;
 
-use end::{Machine, TokioEnd};
+use end::{Driver, Machine, Process};
 use throughline::Side;
 use throughline_sim::{Call, End, Judge, Op, Outcome, Scope, What, generate};
 
@@ -17,8 +17,9 @@ fn is_for_processes(call: &Call) -> bool {
 }
 
 struct Pair {
+    driver: Driver,
     machine: Machine,
-    ends: [Option<TokioEnd>; 2],
+    ends: [Option<Process>; 2],
     judge: Judge,
 }
 
@@ -33,7 +34,7 @@ impl Pair {
 
     async fn attach(&mut self, side: Side) {
         if self.ends[side as usize].is_none() {
-            self.ends[side as usize] = Some(self.machine.attach(side).await);
+            self.ends[side as usize] = Some(self.machine.attach(side, self.driver).await);
             self.judge.attached(side);
         }
     }
@@ -49,7 +50,7 @@ impl Pair {
 
     async fn step(&mut self, op: &Op) {
         match op.what {
-            What::Call { call: Call::Drive, .. } | What::Quiet => rest().await,
+            What::Call { call: Call::Drive, .. } | What::Quiet => self.rest().await,
             What::Call { side, call, .. } if is_for_processes(&call) => {
                 // In real time nothing expires within a run.
                 let call = match call {
@@ -64,6 +65,14 @@ impl Pair {
         }
     }
 
+    /// Both drivers have their turns.
+    async fn rest(&self) {
+        for _ in 0..8 {
+            tokio::task::yield_now().await;
+            self.ends.iter().flatten().for_each(Process::drive);
+        }
+    }
+
     /// Everything is read to its end and closed.
     async fn finish(&mut self) {
         for side in SIDES {
@@ -72,7 +81,7 @@ impl Pair {
             self.call(side, &Call::Adopt);
         }
         while !self.judge.is_over() {
-            rest().await;
+            self.rest().await;
             for side in SIDES {
                 self.finish_side(side);
             }
@@ -96,20 +105,13 @@ impl Pair {
     }
 }
 
-/// Both drivers have their turns.
-async fn rest() {
-    for _ in 0..8 {
-        tokio::task::yield_now().await;
-    }
-}
-
-async fn run(seed: u64) {
+async fn run(seed: u64, driver: Driver) {
     let mut rng = fastrand::Rng::with_seed(seed);
     let scope = Scope { astray: false, snapshots: false, ..Scope::draw(&mut rng) };
     let ops = generate(&scope, &mut rng);
     let machine = Machine::new(scope.slots);
     let judge = Judge::new(machine.openers());
-    let mut pair = Pair { machine, ends: [None, None], judge };
+    let mut pair = Pair { driver, machine, ends: [None, None], judge };
     for side in SIDES {
         pair.attach(side).await;
     }
@@ -122,13 +124,12 @@ async fn run(seed: u64) {
     }
 }
 
-#[test]
-fn the_simulators_lists_run_through_the_tokio_driver() {
+fn run_all(driver: Driver) -> u64 {
     let seeds = throughline_effort::of(400, 20_000);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     for seed in 0..seeds {
         let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            runtime.block_on(async { tokio::time::timeout(WATCHDOG, run(seed)).await })
+            runtime.block_on(async { tokio::time::timeout(WATCHDOG, run(seed, driver)).await })
         }));
         assert!(
             matches!(done, Ok(Ok(()))),
@@ -136,5 +137,17 @@ fn the_simulators_lists_run_through_the_tokio_driver() {
             if done.is_ok() { "it hangs" } else { "see above" }
         );
     }
+    seeds
+}
+
+#[test]
+fn the_simulators_lists_run_through_the_tokio_driver() {
+    let seeds = run_all(Driver::Tokio);
     throughline_effort::proved("the simulator's lists through the tokio driver", seeds, "seeds");
+}
+
+#[test]
+fn the_simulators_lists_run_through_the_driver_of_threads() {
+    let seeds = run_all(Driver::Threads);
+    throughline_effort::proved("the simulator's lists through the driver of threads", seeds, "seeds");
 }

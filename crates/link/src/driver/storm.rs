@@ -1,8 +1,6 @@
 //! A bound on bells that bring nothing.
 
-use std::time::Duration;
-
-use tokio::time::Instant;
+use std::time::{Duration, Instant};
 
 /// A token bucket: an honest peer rings for nothing now and then, when a find and its bell cross.
 #[derive(Debug)]
