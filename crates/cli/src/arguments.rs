@@ -180,7 +180,7 @@ pub struct How {
     /// Give the command a terminal
     #[arg(short, long)]
     pub tty: bool,
-    /// Return at once, and print the command's id
+    /// Return at once: `exec` prints the command's id, `run` the sandbox's name
     #[arg(short, long)]
     pub detach: bool,
     /// End the command after so long, such as 30s or 5m; the exit code is then 124

@@ -51,9 +51,10 @@ impl CliError {
                 Kind::Failed => "failed",
             },
             Self::Shim(ShimError::Sandbox(error)) => match error {
-                SandboxError::Ended(_) => "ended",
+                SandboxError::Ended(_) | SandboxError::Dead(_) => "ended",
+                SandboxError::Record(_) => "version",
                 SandboxError::Place(PlaceError::Missing(_)) => "missing",
-                SandboxError::Place(PlaceError::Taken(_)) => "taken",
+                SandboxError::Place(PlaceError::Taken(_) | PlaceError::Busy { .. }) => "taken",
                 SandboxError::Place(PlaceError::Name(_)) => "usage",
                 SandboxError::Command(_) => "command",
                 _ => "failed",
@@ -67,7 +68,7 @@ impl CliError {
     pub fn hint(&self) -> Option<&'static str> {
         match self.kind() {
             "missing" => Some("`throughline ls` lists the sandboxes, `throughline ps NAME` the commands of one"),
-            "taken" => Some("`throughline rm NAME` frees a name"),
+            "taken" => Some("`throughline rm NAME` frees the name of a sandbox that has ended"),
             "ended" => Some("`throughline logs NAME` shows its console, `throughline rm NAME` removes it"),
             _ => None,
         }

@@ -18,7 +18,10 @@ use arguments::Arguments;
 const OWN_FAILURE: u8 = 125;
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return unparsed(&error),
+    };
     let json = arguments.json;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let done = match runtime {
@@ -37,4 +40,20 @@ fn main() -> ExitCode {
             ExitCode::from(error.code())
         }
     }
+}
+
+/// Help that was asked for; or what is wrong with the arguments, which is a failure of this program's own.
+fn unparsed(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        // Whoever closed the pipe does not want it.
+        let _ = error.print();
+        return ExitCode::SUCCESS;
+    }
+    let json = std::env::args_os().take_while(|word| word != "--").any(|word| word == "--json");
+    if json {
+        output::failure(&error::CliError::Usage(error.render().to_string().trim_end().to_owned()), true);
+    } else {
+        let _ = error.print();
+    }
+    ExitCode::from(OWN_FAILURE)
 }

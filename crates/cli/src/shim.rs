@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{BufRead, Write};
 
 use throughline_sandbox::engine::EngineError;
+use throughline_sandbox::{PlaceError, SandboxError};
 use throughline_shim::ShimError;
 use throughline_shim::api::{Failure, Kind};
 use throughline_shim::server::Server;
@@ -24,14 +25,12 @@ pub async fn run() -> Result<u8, CliError> {
         Err(error) => {
             let kind = match &error {
                 ShimError::Failure(failure) => failure.kind,
-                ShimError::Sandbox(throughline_sandbox::SandboxError::Ended(_)) => Kind::Ended,
-                ShimError::Sandbox(throughline_sandbox::SandboxError::Engine(EngineError::Processors { .. })) => {
-                    Kind::Misuse
-                }
-                ShimError::Sandbox(throughline_sandbox::SandboxError::Place(place)) => match place {
-                    throughline_sandbox::PlaceError::Taken(_) => Kind::Taken,
-                    throughline_sandbox::PlaceError::Missing(_) => Kind::Missing,
-                    throughline_sandbox::PlaceError::Name(_) => Kind::Misuse,
+                ShimError::Sandbox(SandboxError::Ended(_)) => Kind::Ended,
+                ShimError::Sandbox(SandboxError::Engine(EngineError::Processors { .. })) => Kind::Misuse,
+                ShimError::Sandbox(SandboxError::Place(place)) => match place {
+                    PlaceError::Taken(_) | PlaceError::Busy { .. } => Kind::Taken,
+                    PlaceError::Missing(_) => Kind::Missing,
+                    PlaceError::Name(_) => Kind::Misuse,
                     _ => Kind::Failed,
                 },
                 _ => Kind::Failed,

@@ -92,9 +92,14 @@ pub enum SandboxError {
     /// `sandbox.json` cannot be used.
     #[error("cannot use sandbox.json: {0}")]
     Record(String),
-    /// Its process died while it was being created.
-    #[error("sandbox {0:?} was never ready: what created it has died, or is still at it; remove it, or wait")]
+    /// It is still being created.
+    #[error("sandbox {0:?} is just being created; wait until it is ready")]
     Unfinished(String),
+    /// Its machine is gone.
+    #[error(
+        "the machine of sandbox {0:?} is gone, and nobody saw it end: it was killed together with its shim, or the host was restarted; remove the sandbox, and run another one or restore a snapshot"
+    )]
+    Dead(String),
     /// It stands still.
     #[error("sandbox {0:?} is paused; resume it first")]
     Paused(String),

@@ -1,12 +1,11 @@
 //! Sandboxes as they lie in their folders: what is known without asking any process.
 
-use std::fs;
 use std::path::PathBuf;
 
 use serde::Serialize;
-use throughline::Holder;
 
 use crate::SandboxError;
+use crate::bundle::Draft;
 use crate::places::{PlaceError, Places};
 use crate::sandbox::{Record, Wanted};
 
@@ -14,7 +13,7 @@ use crate::sandbox::{Record, Wanted};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
-    /// It is being created, or its creator died at it.
+    /// It is being created.
     Unfinished,
     /// Its guest runs.
     Running,
@@ -24,6 +23,8 @@ pub enum State {
     Exited,
     /// Its machine is gone, and nobody saw it end: killed together with its shim, or the host was restarted.
     Dead,
+    /// Another release made it, which alone knows more.
+    Foreign,
 }
 
 /// A sandbox that somebody made and nobody removed.
@@ -31,7 +32,7 @@ pub enum State {
 pub struct Known {
     /// Its name.
     pub name: String,
-    /// What is on paper; `None` while it is unfinished.
+    /// What is on paper; `None` while it is unfinished, and where it is foreign.
     pub record: Option<Record>,
     /// How it stands.
     pub state: State,
@@ -40,25 +41,40 @@ pub struct Known {
 }
 
 impl Known {
-    /// All of this user's, in the order of their names.
+    /// All of this user's, in the order of their names. What creators left that died is removed meanwhile.
     pub fn list() -> Result<Vec<Self>, SandboxError> {
-        let (_, runtime) = Places::folders()?;
-        let entries = fs::read_dir(&runtime).map_err(SandboxError::io("list the sandboxes"))?;
-        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-        let mut names: Vec<_> = names.collect();
-        names.sort();
-        Ok(names.into_iter().filter_map(|name| Self::find(&name).ok()).collect())
+        let known = Places::names()?.into_iter().filter_map(|name| match Self::find(&name) {
+            Ok(known) => Some(known),
+            Err(SandboxError::Record(_)) => Self::foreign(name).ok(),
+            Err(error) => {
+                tracing::debug!(name, %error, "not listed");
+                None
+            }
+        });
+        Ok(known.collect())
     }
 
-    /// The one of a name.
+    /// The one of a name. What a creator left that died is removed, and counts as nothing.
     ///
     /// # Errors
     /// There is none, or it is of another release.
     pub fn find(name: &str) -> Result<Self, SandboxError> {
         let places = Places::open(name)?;
-        let record = Record::read(places.runtime())?;
+        let mut record = Record::read(places.runtime())?;
+        if record.is_none() {
+            if places.reclaim()? {
+                return Err(PlaceError::Missing(name.to_owned()).into());
+            }
+            // It may just have become one.
+            record = Record::read(places.runtime())?;
+        }
         let state = record.as_ref().map_or(State::Unfinished, state);
         Ok(Self { name: name.to_owned(), record, state, runtime: places.runtime().to_path_buf() })
+    }
+
+    fn foreign(name: String) -> Result<Self, SandboxError> {
+        let runtime = Places::open(&name)?.runtime().to_path_buf();
+        Ok(Self { name, record: None, state: State::Foreign, runtime })
     }
 
     /// Whether there is a machine that may be asked for something.
@@ -67,20 +83,32 @@ impl Known {
     }
 
     /// Removes what is left of one that is not alive. Nothing happens where there is nothing.
+    ///
+    /// # Errors
+    /// It lives, is being created, or is of another release.
     pub fn remove(name: &str) -> Result<(), SandboxError> {
         match Self::find(name) {
             Ok(known) if known.is_alive() => Err(PlaceError::Taken(name.to_owned()).into()),
-            _ => Ok(Places::clear(name)?),
+            Ok(known) if known.state == State::Unfinished => {
+                Err(PlaceError::Busy { name: name.to_owned(), process: None }.into())
+            }
+            Ok(known) => {
+                // Its last shim may have died in the middle of a snapshot, which nobody can complete.
+                if let Some(draft) = known.record.and_then(|record| record.snapshot) {
+                    Draft::remove_left(&draft);
+                }
+                Ok(Places::clear(name)?)
+            }
+            Err(SandboxError::Place(PlaceError::Missing(_))) => Ok(()),
+            Err(error) => Err(error),
         }
     }
 }
 
 fn state(record: &Record) -> State {
-    let machine = &record.machine;
-    let holder = Holder { pid: machine.pid.cast_unsigned(), started: machine.start_time };
     match (&record.exit, record.wanted) {
         (Some(_), _) => State::Exited,
-        (None, _) if !holder.is_running() => State::Dead,
+        (None, _) if !record.machine.is_running() => State::Dead,
         (None, Wanted::Running) => State::Running,
         (None, Wanted::Paused) => State::Paused,
     }

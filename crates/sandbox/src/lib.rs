@@ -11,6 +11,7 @@
 //! | [`engine`] | one trait for virtual machine monitors; QEMU is the first |
 
 pub mod bundle;
+mod claim;
 mod command;
 pub mod doctor;
 pub mod engine;

@@ -1,4 +1,7 @@
 //! Where a sandbox's files lie while it runs, and who owns its name.
+//!
+//! A sandbox exists from the moment that its `sandbox.json` does. Before that its name is its creator's, by a [`Claim`];
+//! what a creator left that died is removed by whoever comes next.
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -6,6 +9,13 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::claim::{Claim, Try};
+use crate::engine::end_left;
+
+/// The file that makes a sandbox of a folder.
+pub(crate) const RECORD: &str = "sandbox.json";
+/// In the folder of its memory: where its sockets and logs lie.
+const RUNTIME: &str = "runtime";
 /// Longest name of a sandbox, in bytes.
 const LONGEST: usize = 63;
 
@@ -21,6 +31,17 @@ pub enum PlaceError {
     /// Somebody has it.
     #[error("a sandbox named {0:?} exists already; choose another name, or remove it")]
     Taken(String),
+    /// Somebody is at it.
+    #[error(
+        "a sandbox named {name:?} is just being created or removed{}; wait for it, or choose another name",
+        .process.map_or_else(String::new, |pid| format!(" by process {pid}"))
+    )]
+    Busy {
+        /// The name.
+        name: String,
+        /// By whom, if that is known.
+        process: Option<u32>,
+    },
     /// Nobody has it.
     #[error("there is no sandbox named {0:?}")]
     Missing(String),
@@ -44,35 +65,91 @@ pub(crate) struct Places {
     runtime: PathBuf,
     /// Whether the folders stay.
     kept: AtomicBool,
+    /// While it is being created.
+    claim: Option<Claim>,
 }
 
 impl Places {
     /// Claims a name. Of two at once, one gets it.
     pub(crate) fn claim(name: &str) -> Result<Self, PlaceError> {
-        check_name(name)?;
-        let (memory, runtime) = Self::folders()?;
-        let (memory, runtime) = (memory.join(name), runtime.join(name));
-        // The memory's folder is the claim: creating it is atomic.
-        create(&memory).map_err(|source| match source.kind() {
-            io::ErrorKind::AlreadyExists => PlaceError::Taken(name.to_owned()),
-            _ => PlaceError::Io { path: memory.clone(), source },
-        })?;
-        let this = Self { name: name.to_owned(), memory, runtime, kept: false.into() };
-        for folder in [this.current(), this.runtime.clone()] {
-            create(&folder).map_err(|source| PlaceError::Io { path: folder.clone(), source })?;
+        let mut this = Self::of(name)?;
+        let claim = this.claimed(Claim::take)?;
+        if this.exists() {
+            return Err(PlaceError::Taken(name.to_owned()));
         }
+        this.wipe()?;
+        (this.claim, this.kept) = (Some(claim), false.into());
+        this.create().map_err(|source| PlaceError::Io { path: this.memory.clone(), source })?;
         Ok(this)
     }
 
-    /// The folders of a sandbox that exists. They stay unless [`end`](Self::end) says otherwise.
+    /// The folders of a sandbox that exists, or is being created. They stay unless [`end`](Self::end) says otherwise.
     pub(crate) fn open(name: &str) -> Result<Self, PlaceError> {
+        let this = Self::of(name)?;
+        if this.runtime.is_dir() || this.memory.is_dir() { Ok(this) } else { Err(PlaceError::Missing(name.to_owned())) }
+    }
+
+    fn of(name: &str) -> Result<Self, PlaceError> {
         check_name(name)?;
         let (memory, runtime) = Self::folders()?;
-        let (memory, runtime) = (memory.join(name), runtime.join(name));
-        if !runtime.is_dir() {
-            return Err(PlaceError::Missing(name.to_owned()));
+        let memory = memory.join(name);
+        // Whoever created it may have had another idea of where such folders are.
+        let runtime = fs::read_link(memory.join(RUNTIME)).unwrap_or_else(|_| runtime.join(name));
+        Ok(Self { name: name.to_owned(), memory, runtime, kept: true.into(), claim: None })
+    }
+
+    fn claimed(&self, take: impl FnOnce(&Path, &str) -> io::Result<Try>) -> Result<Claim, PlaceError> {
+        let all = self.memory.parent().unwrap_or(Path::new("/"));
+        match take(all, &self.name).map_err(|source| PlaceError::Io { path: all.join(&self.name), source })? {
+            Try::Got(claim) => Ok(claim),
+            Try::Held(process) => Err(PlaceError::Busy { name: self.name.clone(), process }),
         }
-        Ok(Self { name: name.to_owned(), memory, runtime, kept: true.into() })
+    }
+
+    fn exists(&self) -> bool {
+        self.runtime.join(RECORD).symlink_metadata().is_ok()
+    }
+
+    fn create(&self) -> io::Result<()> {
+        create(&self.memory)?;
+        std::os::unix::fs::symlink(&self.runtime, self.memory.join(RUNTIME))?;
+        create(&self.runtime)?;
+        create(&self.current())
+    }
+
+    /// Removes what a creator left that died, its machine too. Whether there was any: `false` says that somebody is
+    /// creating the sandbox, or has created it meanwhile.
+    pub(crate) fn reclaim(&self) -> Result<bool, PlaceError> {
+        let _claim = match self.claimed(Claim::take) {
+            Err(PlaceError::Busy { .. }) => return Ok(false),
+            claim => claim?,
+        };
+        if self.exists() {
+            return Ok(false);
+        }
+        tracing::info!(name = self.name, "what created this sandbox died before it was ready: removed");
+        self.wipe().map(|()| true)
+    }
+
+    /// Ends a machine that nobody knows of, and removes the folders. Only under the claim.
+    fn wipe(&self) -> Result<(), PlaceError> {
+        let failed = |path: &Path| {
+            let path = path.to_path_buf();
+            move |source| PlaceError::Io { path, source }
+        };
+        end_left(&self.runtime).map_err(failed(&self.runtime))?;
+        for folder in [&self.runtime, &self.memory] {
+            match fs::remove_dir_all(folder) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(folder)(error)),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The sandbox is ready, and on paper: it needs no claim any more.
+    pub(crate) fn settle(&mut self) {
+        self.claim = None;
     }
 
     /// The folders of all sandboxes' memory, and of their sockets and logs.
@@ -107,17 +184,23 @@ impl Places {
     /// Removes the folders under a name: what a sandbox left whose process was killed. Its machine
     /// must have ended.
     pub(crate) fn clear(name: &str) -> Result<(), PlaceError> {
-        check_name(name)?;
+        let this = Self::of(name)?;
+        let _claim = this.claimed(Claim::wait)?;
+        this.wipe()
+    }
+
+    /// The names of all sandboxes, of those that are being created, and of what dead creators left. Sorted.
+    pub(crate) fn names() -> Result<Vec<String>, PlaceError> {
         let (memory, runtime) = Self::folders()?;
-        for folder in [runtime.join(name), memory.join(name)] {
-            match fs::remove_dir_all(&folder) {
-                Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                    return Err(PlaceError::Io { path: folder, source });
-                }
-                _ => {}
-            }
+        let mut names = Vec::new();
+        for folder in [memory, runtime] {
+            let entries = fs::read_dir(&folder).map_err(|source| PlaceError::Io { path: folder, source })?;
+            names.extend(entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()));
         }
-        Ok(())
+        names.retain(|name| is_name(name));
+        names.sort();
+        names.dedup();
+        Ok(names)
     }
 
     /// Region, sidecar and RAM of the running timeline.
@@ -135,13 +218,10 @@ impl Drop for Places {
         if self.kept.load(Ordering::Relaxed) {
             return;
         }
-        for folder in [&self.runtime, &self.memory] {
-            match fs::remove_dir_all(folder) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    tracing::warn!(folder = %folder.display(), %error, "a sandbox's folder was left behind");
-                }
-                _ => {}
-            }
+        // Without it, too: what is still there is this one's.
+        let _claim = self.claim.take().map_or_else(|| self.claimed(Claim::wait), Ok);
+        if let Err(error) = self.wipe() {
+            tracing::warn!(%error, "a sandbox's folder was left behind");
         }
     }
 }
@@ -214,11 +294,35 @@ mod tests {
     fn a_name_is_claimed_once_and_given_back() {
         let name = format!("claim-test-{}", std::process::id());
         let first = Places::claim(&name).unwrap();
-        assert!(matches!(Places::claim(&name), Err(PlaceError::Taken(_))));
+        let me = std::process::id();
+        assert!(matches!(Places::claim(&name), Err(PlaceError::Busy { process: Some(pid), .. }) if pid == me));
+        assert!(!first.reclaim().unwrap(), "its creator lives");
         assert!(first.current().is_dir(), "the second claim took nothing away");
         let memory = first.memory.clone();
         drop(first);
         assert!(!memory.exists());
         drop(Places::claim(&name).unwrap());
+    }
+    #[test]
+    fn a_name_whose_creator_died_is_free_again_and_that_of_a_sandbox_is_not() {
+        let name = format!("reclaim-test-{}", std::process::id());
+        let left = |name: &str| {
+            let mut places = Places::claim(name).unwrap();
+            places.settle();
+            places.keep();
+        };
+        left(&name);
+        assert!(Places::names().unwrap().contains(&name));
+        assert!(Places::open(&name).unwrap().reclaim().unwrap());
+        assert!(matches!(Places::open(&name), Err(PlaceError::Missing(_))));
+        left(&name);
+        let second = Places::claim(&name).unwrap();
+        fs::write(second.runtime().join(RECORD), "{}").unwrap();
+        second.keep();
+        drop(second);
+        assert!(!Places::open(&name).unwrap().reclaim().unwrap());
+        assert!(matches!(Places::claim(&name), Err(PlaceError::Taken(_))));
+        Places::clear(&name).unwrap();
+        assert!(!Places::names().unwrap().contains(&name));
     }
 }

@@ -8,6 +8,7 @@ use throughline_wire::exec::Exit;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Stderr, Stdout};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use crate::OWN_FAILURE;
 use crate::arguments::How;
 use crate::error::CliError;
 use crate::output;
@@ -15,10 +16,35 @@ use crate::terminal::{Raw, size};
 
 /// What `timeout` and its like return.
 const TIMED_OUT: u8 = 124;
+const HANG_UP: i32 = 1;
 const KILL: i32 = 9;
+const TERMINATE: i32 = 15;
 
-/// Runs a command; its exit code.
+/// What became of a command.
+pub enum Ran {
+    /// It ended with this exit code.
+    Ended(u8),
+    /// It goes on, under this id.
+    Detached(String),
+}
+
+/// `exec`
 pub async fn exec(remote: &Remote, how: &How, command: &[String], json: bool) -> Result<u8, CliError> {
+    match run(remote, how, command).await? {
+        Ran::Ended(code) => Ok(code),
+        Ran::Detached(id) if json => {
+            output::json(&serde_json::json!({ "name": remote.name(), "id": id }));
+            Ok(0)
+        }
+        Ran::Detached(id) => {
+            output::line(&id);
+            Ok(0)
+        }
+    }
+}
+
+/// Runs a command.
+pub async fn run(remote: &Remote, how: &How, command: &[String]) -> Result<Ran, CliError> {
     let way = remote.guest(how.detach);
     let mut started = Command::new(way.clone(), &command[0]).args(&command[1..]).label(command.join(" "));
     for variable in &how.env {
@@ -33,7 +59,8 @@ pub async fn exec(remote: &Remote, how: &How, command: &[String], json: bool) ->
     started = how.workdir.iter().fold(started, Command::current_dir);
     started = how.user.iter().fold(started, Command::user);
     let input = how.interactive && !how.detach;
-    if input {
+    // What is detached may be given its input by who attaches later.
+    if how.interactive {
         started = started.stdin();
     }
     let terminal = if how.tty { Some(size().unwrap_or((24, 80))) } else { None };
@@ -43,14 +70,9 @@ pub async fn exec(remote: &Remote, how: &How, command: &[String], json: bool) ->
     }
     let child = started.spawn().await?;
     if how.detach {
-        if json {
-            output::json(&serde_json::json!({ "name": remote.name(), "id": way.id() }));
-        } else {
-            output::line(&way.id());
-        }
-        return Ok(0);
+        return Ok(Ran::Detached(way.id()));
     }
-    follow(child, Printer::new(), input, how.tty, how.timeout).await
+    follow(child, Printer::new(), input, how.tty, how.timeout).await.map(Ran::Ended)
 }
 
 /// Goes on with a command.
@@ -117,6 +139,8 @@ async fn follow(
                 given += count.unwrap_or(pending.len() - given);
             }
             signal = signals.next() => match signal {
+                // The command belongs to the terminal: it is left with that, not told of it.
+                Some(number @ (HANG_UP | TERMINATE)) if tty => return Ok(u8::try_from(128 + number).unwrap_or(OWN_FAILURE)),
                 Some(number) => { let _ = to.signal(number, true).await; }
                 None => if tty && let Some((rows, cols)) = size() { let _ = to.resize(rows, cols).await; },
             },
@@ -162,8 +186,8 @@ impl Printer {
     }
 
     fn code(&self) -> u8 {
-        let code = self.exit.map_or(i32::from(crate::OWN_FAILURE), Exit::shell_code);
-        u8::try_from(code & 0xff).unwrap_or(crate::OWN_FAILURE)
+        let code = self.exit.map_or(i32::from(OWN_FAILURE), Exit::shell_code);
+        u8::try_from(code & 0xff).unwrap_or(OWN_FAILURE)
     }
 }
 
@@ -197,8 +221,8 @@ impl Signals {
     async fn next(&mut self) -> Option<i32> {
         tokio::select! {
             _ = self.interrupt.recv() => Some(2),
-            _ = self.terminate.recv() => Some(15),
-            _ = self.hang_up.recv() => Some(1),
+            _ = self.terminate.recv() => Some(TERMINATE),
+            _ = self.hang_up.recv() => Some(HANG_UP),
             _ = self.quit.recv() => Some(3),
             _ = self.resized.recv() => None,
         }

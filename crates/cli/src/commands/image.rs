@@ -8,6 +8,7 @@ use serde_json::json;
 use throughline_sandbox::SandboxError;
 use throughline_sandbox::image::{Image, ImageBuilder, ImageError, Images, Progress};
 
+use super::remove::removed;
 use crate::arguments::ImageVerb;
 use crate::error::CliError;
 use crate::output;
@@ -31,6 +32,7 @@ pub async fn run(verb: ImageVerb, json: bool) -> Result<u8, CliError> {
         ImageVerb::Rm { names } => {
             for name in names {
                 Images::new().remove(&name).map_err(SandboxError::from)?;
+                removed(&name, json);
             }
             Ok(0)
         }

@@ -76,22 +76,26 @@ async fn create(run: Run, json: bool) -> Result<u8, CliError> {
     let start = Start::Create { name, image, hardware: Hardware { memory_mib: memory, cpus }, rm };
     let name = Program::this().start(&start).await?;
     if command.is_empty() {
-        announce(&name, json);
+        announce(&name, None, json);
         return Ok(0);
     }
     let remote = connect(&name).await?;
-    let code = exec::exec(&remote, &how, &command, json).await;
-    if rm && !how.detach {
+    let ran = exec::run(&remote, &how, &command).await;
+    if let Ok(exec::Ran::Detached(id)) = &ran {
+        announce(&name, Some(id), json);
+        return Ok(0);
+    }
+    if rm {
         // It vanishes with its machine.
         remote.kill().await?;
     }
-    code
+    ran.map(|ran| if let exec::Ran::Ended(code) = ran { code } else { 0 })
 }
 
-/// Says the name of a sandbox that is ready.
-fn announce(name: &str, json: bool) {
+/// Says the name of a sandbox that is ready; for programs, the id of its command as well.
+fn announce(name: &str, command: Option<&str>, json: bool) {
     if json {
-        output::json(&serde_json::json!({ "name": name }));
+        output::json(&serde_json::json!({ "name": name, "command": command }));
     } else {
         output::line(name);
     }

@@ -11,11 +11,16 @@ use crate::output;
 pub async fn sandboxes(names: &[String], force: bool, json: bool) -> Result<u8, CliError> {
     for name in names {
         remove(name, force).await?;
-        if json {
-            output::json(&json!({ "name": name, "removed": true }));
-        }
+        removed(name, json);
     }
     Ok(0)
+}
+
+/// Says that something is gone, to programs.
+pub fn removed(name: &str, json: bool) {
+    if json {
+        output::json(&json!({ "name": name, "removed": true }));
+    }
 }
 
 async fn remove(name: &str, force: bool) -> Result<(), CliError> {

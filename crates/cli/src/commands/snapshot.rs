@@ -8,6 +8,7 @@ use throughline_sandbox::SandboxError;
 use throughline_sandbox::bundle::Bundle;
 use throughline_shim::start::{Program, Start};
 
+use super::remove::removed;
 use super::{announce, connect, list, snapshot_place};
 use crate::arguments::SnapshotVerb;
 use crate::error::CliError;
@@ -29,11 +30,11 @@ pub async fn run(verb: SnapshotVerb, json: bool) -> Result<u8, CliError> {
         SnapshotVerb::Restore { snapshot, name, rm } => {
             let bundle = snapshot_place(&snapshot)?;
             let name = Program::this().start(&Start::Restore { name, bundle, rm }).await?;
-            announce(&name, json);
+            announce(&name, None, json);
             Ok(0)
         }
         SnapshotVerb::Ls => all(json),
-        SnapshotVerb::Rm { snapshots } => snapshots.iter().try_for_each(|name| remove(name)).map(|()| 0),
+        SnapshotVerb::Rm { snapshots } => snapshots.iter().try_for_each(|name| remove(name, json)).map(|()| 0),
         SnapshotVerb::Verify { snapshot } => verify(&snapshot, json),
         SnapshotVerb::Inspect { snapshot } => {
             let place = snapshot_place(&snapshot)?;
@@ -78,11 +79,13 @@ fn all(json: bool) -> Result<u8, CliError> {
     Ok(0)
 }
 
-fn remove(name: &str) -> Result<(), CliError> {
+fn remove(name: &str, json: bool) -> Result<(), CliError> {
     let place = snapshot_place(name)?;
     // Only what is a bundle.
     open(&place)?;
-    fs::remove_dir_all(&place).map_err(CliError::io("remove the snapshot"))
+    fs::remove_dir_all(&place).map_err(CliError::io("remove the snapshot"))?;
+    removed(name, json);
+    Ok(())
 }
 
 fn verify(name: &str, json: bool) -> Result<u8, CliError> {

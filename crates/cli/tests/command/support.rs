@@ -78,3 +78,41 @@ pub fn printed<const N: usize>(arguments: [&str; N]) -> String {
 pub fn json<const N: usize>(arguments: [&str; N]) -> serde_json::Value {
     serde_json::from_str(&printed(arguments)).expect("JSON")
 }
+
+/// Runs the command, which must fail by itself; the error that it printed.
+pub fn refused(arguments: &[&str]) -> serde_json::Value {
+    let output = throughline_with(arguments, b"");
+    assert_eq!(output.status.code(), Some(125), "{arguments:?}: {}", text(&output.stdout));
+    let error: serde_json::Value = serde_json::from_str(&text(&output.stderr)).expect("JSON");
+    error["error"].clone()
+}
+
+/// What `ls` says of a sandbox.
+pub fn row(name: &str) -> Option<serde_json::Value> {
+    let listed = json(["ls", "--json"]);
+    listed.as_array().expect("a list").iter().find(|row| row["name"] == name).cloned()
+}
+
+/// The folders of a sandbox: on tmpfs, and for sockets and logs.
+pub fn places(name: &str) -> [PathBuf; 2] {
+    let uid = rustix::process::getuid().as_raw();
+    let runtime = match std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_dir()) {
+        Some(folder) => folder.join("throughline"),
+        None if uid == 0 => PathBuf::from("/run/throughline"),
+        None => std::env::temp_dir().join(format!("throughline-{uid}")),
+    };
+    [PathBuf::from(format!("/dev/shm/throughline-{uid}")).join(name), runtime.join(name)]
+}
+
+/// The monitors of a sandbox, known by anybody or not: whatever has its messages go to its folder.
+pub fn machines(name: &str) -> Vec<i32> {
+    let log = format!("/{name}/monitor.log");
+    let processes = std::fs::read_dir("/proc").expect("the processes").filter_map(Result::ok);
+    processes
+        .filter(|process| {
+            let messages = std::fs::read_link(process.path().join("fd/2"));
+            messages.is_ok_and(|messages| messages.to_string_lossy().contains(&log))
+        })
+        .filter_map(|process| process.file_name().to_str()?.parse().ok())
+        .collect()
+}

@@ -30,6 +30,7 @@ mod capture;
 mod confinement;
 mod error;
 mod hardware;
+mod process;
 pub mod qemu;
 
 pub use capture::{Capture, CaptureReport, RamSource};
@@ -37,6 +38,7 @@ pub(crate) use confinement::try_confinement;
 pub use confinement::{Confinement, Measure, Outcome};
 pub use error::{EngineError, Exit, ExitReason};
 pub use hardware::Hardware;
+pub(crate) use process::end_left;
 pub use qemu::Qemu;
 
 /// The guest-physical address of the region, in every guest. Fixed: a frozen guest knows it.
@@ -129,6 +131,9 @@ pub struct VmRecord {
     pub pid: i32,
     /// When that process started, in clock ticks since the host booted: pids are reused.
     pub start_time: u64,
+    /// Which boot of the host that was, by the kernel's random id; unknown in records of former releases.
+    #[serde(default)]
+    pub boot: Option<String>,
     /// The folder with its sockets and logs.
     pub folder: PathBuf,
     /// What the machine has.
@@ -141,6 +146,14 @@ pub struct VmRecord {
     /// What the monitor is kept from.
     #[serde(default)]
     pub confinement: Confinement,
+}
+
+impl VmRecord {
+    /// Whether the monitor runs: this very process, in this boot of the host.
+    pub fn is_running(&self) -> bool {
+        let same_boot = self.boot.is_none() || self.boot == process::boot();
+        same_boot && process::start_time(self.pid) == Some(self.start_time)
+    }
 }
 
 /// Where a machine's RAM lies.

@@ -122,8 +122,6 @@ impl SandboxBuilder {
     ) -> Result<(Link, About), SandboxError> {
         let timeline = sidecar.timeline();
         let link = starting.attach(region, sidecar)?;
-        // On paper before anything of the user's runs, as the agent's version is not known yet.
-        starting.name_machine(&link, &self.about(0))?;
         starting.answer(link.agent_attached(starting.deadline)).await?;
         let agent = link.agent_version();
         if agent != throughline_wire::PROTOCOL {

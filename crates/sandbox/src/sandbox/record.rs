@@ -1,7 +1,7 @@
 //! `sandbox.json`: what is known of a sandbox without asking anybody, and what a new process needs to take it over.
 //!
 //! It is renamed into place before what it says becomes true: whoever dies in between leaves an intention that the
-//! next process carries out.
+//! next process carries out. The first one makes the sandbox: what died before it is wiped by whoever comes next.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -14,9 +14,8 @@ use super::About;
 use crate::SandboxError;
 use crate::engine::{Exit, Hardware, VmRecord};
 use crate::image::Rootfs;
+use crate::places::RECORD;
 
-/// The file's name in a sandbox's runtime folder.
-pub(crate) const FILE: &str = "sandbox.json";
 /// Its version. A reader refuses another one.
 const VERSION: u32 = 2;
 
@@ -103,7 +102,7 @@ impl Record {
             let encoded = serde_json::to_vec(self)?;
             let file = tempfile::NamedTempFile::new_in(runtime)?;
             file.as_file().write_all(&encoded)?;
-            file.persist(runtime.join(FILE))?;
+            file.persist(runtime.join(RECORD))?;
             Ok(())
         };
         write().map_err(SandboxError::io("write sandbox.json"))
@@ -115,7 +114,7 @@ impl Record {
         struct Version {
             version: u32,
         }
-        let bytes = match std::fs::read(runtime.join(FILE)) {
+        let bytes = match std::fs::read(runtime.join(RECORD)) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(SandboxError::io("read sandbox.json")(error)),

@@ -125,7 +125,7 @@ impl Restore {
         let checked = checking.await.map_err(|error| SandboxError::io("check the RAM")(io::Error::other(error)));
         tracing::debug!(after = ?started.elapsed(), "checked");
         let woken = match checked {
-            Ok(Ok(())) => wake(&starting, &about, region, sidecar).await,
+            Ok(Ok(())) => wake(&starting, region, sidecar).await,
             Ok(Err(damaged)) => Err(damaged.into()),
             Err(error) => Err(error),
         };
@@ -178,10 +178,9 @@ impl Restore {
 
 /// Gives the guest its identity, lets it run, and waits until it has taken it on. Only then does
 /// anything of the user's run.
-async fn wake(starting: &Starting, about: &About, region: Region, sidecar: Sidecar) -> Result<Link, SandboxError> {
+async fn wake(starting: &Starting, region: Region, sidecar: Sidecar) -> Result<Link, SandboxError> {
     let timeline = sidecar.timeline();
     let link = starting.attach(region, sidecar)?;
-    starting.name_machine(&link, about)?;
     // The clock last, just before the guest runs.
     link.give_identity(&identity(link.identity_seq() + 1, timeline)?);
     link.lift_quiesce();

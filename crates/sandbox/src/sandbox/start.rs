@@ -42,17 +42,12 @@ impl Starting {
         }
     }
 
-    /// Names the machine that may run; on paper before it does.
-    pub(super) fn name_machine(&self, link: &Link, about: &About) -> Result<Record, SandboxError> {
-        let record = Record::new(self.places.name(), about, link, self.vm.record());
-        record.write(self.places.runtime())?;
-        Ok(record)
-    }
-
-    /// The guest is ready.
-    pub(super) fn ready(self, link: Link, mut about: About, machine: Duration) -> Result<Sandbox, SandboxError> {
+    /// The guest is ready: from here on there is a sandbox, whatever becomes of this process.
+    pub(super) fn ready(mut self, link: Link, mut about: About, machine: Duration) -> Result<Sandbox, SandboxError> {
         about.timings = Timings { machine, ready: self.started.elapsed() };
-        let record = self.name_machine(&link, &about)?;
+        let record = Record::new(self.places.name(), &about, &link, self.vm.record());
+        record.write(self.places.runtime())?;
+        self.places.settle();
         let bell = bell::Reconnecting::start(link.clone(), self.vm.clone());
         Ok(Sandbox {
             _bell: bell,

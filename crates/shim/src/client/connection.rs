@@ -219,19 +219,26 @@ impl Shared {
         if let Ok(socket) = sockets::connect(&known.runtime, SOCKET) {
             return self.greet(socket).await;
         }
-        match (known.state, known.record.and_then(|record| record.exit)) {
-            (_, Some(exit)) => return Err(Try::Never(SandboxError::Ended(Box::new(exit)).into())),
-            (State::Unfinished, None) => {
-                return Err(Try::Never(SandboxError::Unfinished(self.name.clone()).into()));
-            }
-            _ => {}
-        }
+        self.may_be_taken_over()?;
         let start = Start::TakeOver { name: self.name.clone() };
         match self.program.start(&start).await {
             Ok(_) => Err(Try::Later("it has just been started".to_owned())),
             // Another client's may have been faster.
             Err(ShimError::Failure(failure)) if failure.kind != Kind::Ended => Err(Try::Later(failure.message)),
             Err(error) => Err(Try::Never(error)),
+        }
+    }
+
+    /// Looks once more at what is on paper: the shim may have ended since.
+    fn may_be_taken_over(&self) -> Result<(), Try> {
+        let known = Known::find(&self.name).map_err(|error| Try::Never(error.into()))?;
+        let ended = known.record.and_then(|record| record.exit);
+        let never = |error: SandboxError| Err(Try::Never(error.into()));
+        match (known.state, ended) {
+            (_, Some(exit)) => never(SandboxError::Ended(Box::new(exit))),
+            (State::Unfinished, None) => never(SandboxError::Unfinished(self.name.clone())),
+            (State::Dead, None) => never(SandboxError::Dead(self.name.clone())),
+            _ => Ok(()),
         }
     }
 

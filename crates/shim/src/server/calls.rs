@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use throughline::{ChannelInfo, Kind as Carries};
-use throughline_sandbox::SandboxError;
+use throughline_sandbox::{PlaceError, SandboxError};
 use throughline_wire::port;
 
 use super::Shared;
@@ -97,8 +97,8 @@ pub(crate) fn failure(error: &SandboxError) -> Failure {
     let kind = match error {
         SandboxError::Ended(_) => Kind::Ended,
         SandboxError::Paused(_) => Kind::Misuse,
-        SandboxError::Place(throughline_sandbox::PlaceError::Taken(_)) => Kind::Taken,
-        SandboxError::Place(throughline_sandbox::PlaceError::Missing(_)) => Kind::Missing,
+        SandboxError::Place(PlaceError::Taken(_) | PlaceError::Busy { .. }) => Kind::Taken,
+        SandboxError::Place(PlaceError::Missing(_)) => Kind::Missing,
         _ => Kind::Failed,
     };
     Failure { kind, message: error.to_string() }

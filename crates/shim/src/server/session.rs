@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde_json::Value;
 use throughline_sandbox::engine::Exit;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
@@ -43,8 +44,8 @@ pub(super) async fn serve(shared: Arc<Shared>, socket: UnixStream) {
     };
     loop {
         tokio::select! {
-            request = incoming.line::<Request>(), if session.calls.len() < MOST_CALLS => match request {
-                Ok(Some(request)) => session.take(request, incoming.take_descriptors()).await,
+            line = incoming.line::<Value>(), if session.calls.len() < MOST_CALLS => match line {
+                Ok(Some(line)) => session.take(line, incoming.take_descriptors()).await,
                 Ok(None) => break,
                 Err(error) => {
                     tracing::warn!(%error, "a client speaks nonsense");
@@ -72,7 +73,13 @@ async fn until(exit: &mut watch::Receiver<Option<Exit>>) {
 }
 
 impl Session {
-    async fn take(&mut self, Request { number, call }: Request, descriptors: Vec<std::os::fd::OwnedFd>) {
+    async fn take(&mut self, line: Value, descriptors: Vec<std::os::fd::OwnedFd>) {
+        let number = line.get("number").and_then(Value::as_u64).unwrap_or(0);
+        let Request { call, .. } = match serde_json::from_value(line) {
+            Ok(request) => request,
+            // A client of another version may know calls that this one does not.
+            Err(error) => return reply(&self.outgoing, number, Err(unknown(&error))).await,
+        };
         let answer = match call {
             // Whoever speaks another version decides what to do.
             Call::Hello { .. } => Ok(hello()),
@@ -128,6 +135,11 @@ impl Session {
             }
         }
     }
+}
+
+fn unknown(error: &serde_json::Error) -> Failure {
+    let message = format!("version {VERSION} of a shim's interface has no such call: {error}");
+    Failure { kind: Kind::Version, message }
 }
 
 fn hello() -> Answer {

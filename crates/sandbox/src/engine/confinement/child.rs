@@ -8,6 +8,7 @@ use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpabl
 use rustix::thread::{CapabilitySet, Gid, Uid, UnshareFlags};
 
 use super::Measure;
+use crate::engine::process::line;
 
 /// The most descriptors, in a monitor that needs some thirty.
 const DESCRIPTORS: u64 = 1024;
@@ -32,6 +33,8 @@ pub(super) struct Steps {
     pub(super) rules: Option<RawFd>,
     /// Where the child says what became of it.
     pub(super) report: RawFd,
+    /// Where it writes down which process it is.
+    pub(super) paper: Option<RawFd>,
     /// Whether threads are counted by user namespace, as Linux 5.14 and later do.
     pub(super) counts_by_namespace: bool,
 }
@@ -67,6 +70,8 @@ impl Steps {
         self.say(Measure::Capabilities, &bounds());
         if alone {
             self.second_process()?;
+        } else {
+            self.note(rustix::process::getpid().as_raw_nonzero().get())?;
         }
         self.say(Measure::Limits, &limits(self.counts_by_namespace && owner.is_ok()));
         let privileges = rustix::thread::set_no_new_privs(true).map_err(Into::into);
@@ -91,6 +96,14 @@ impl Steps {
         let report = unsafe { BorrowedFd::borrow_raw(self.report) };
         // What is not said counts as not in force.
         let _ = rustix::io::write(report, &bytes);
+    }
+
+    #[expect(unsafe_code, reason = "the starter owns the descriptor, and keeps it open until after the exec")]
+    fn note(&self, pid: i32) -> io::Result<()> {
+        let Some(paper) = self.paper else { return Ok(()) };
+        // SAFETY: the descriptor is open in this process until it executes the monitor.
+        let paper = unsafe { BorrowedFd::borrow_raw(paper) };
+        rustix::io::write(paper, &line(pid)).map(drop).map_err(Into::into)
     }
 
     /// Takes namespaces; returns whether the next child will be alone in one of its own.
@@ -123,6 +136,8 @@ impl Steps {
             -1 => Err(io::Error::last_os_error()),
             0 => Ok(()),
             pid => {
+                // The starter may have died: whoever has its claim next waits for this process, which still holds it.
+                let _ = self.note(i32::try_from(pid).unwrap_or(0));
                 self.line([PID, i32::try_from(pid).unwrap_or(0)]);
                 // SAFETY: ends the process at once; nothing of the starter's is run.
                 unsafe { libc::_exit(0) }

@@ -33,6 +33,8 @@ pub(in crate::engine) struct Plan<'a> {
     pub(in crate::engine) shared: Vec<Shared>,
     /// Whether it opens /dev/kvm.
     pub(in crate::engine) kvm: bool,
+    /// Where it is to write down which process it is, before it is anything else.
+    pub(in crate::engine) paper: Option<File>,
 }
 
 impl Plan<'_> {
@@ -49,7 +51,8 @@ impl Plan<'_> {
         let sender = high(low.as_fd())?;
         // The report ends when nobody can write to it any more.
         drop(low);
-        let steps = steps(user.as_ref().ok().copied().flatten(), rules.as_ref().ok(), &sender);
+        let paper = self.paper.as_ref().map(high).transpose()?;
+        let steps = steps(user.as_ref().ok().copied().flatten(), rules.as_ref().ok(), &sender, paper.as_ref());
         confine(command, steps);
         let mut child = command.spawn()?;
         drop(sender);
@@ -106,7 +109,7 @@ fn kvm_group() -> Result<Option<Gid>, String> {
     }
 }
 
-fn steps(user: Option<Become>, rules: Option<&OwnedFd>, report: &OwnedFd) -> Steps {
+fn steps(user: Option<Become>, rules: Option<&OwnedFd>, report: &OwnedFd, paper: Option<&OwnedFd>) -> Steps {
     let (uid, gid) = user.map_or((geteuid(), getegid()), |user| (user.user, user.group));
     let map = |id: u32| format!("{id} {id} 1\n").into_bytes();
     Steps {
@@ -115,6 +118,7 @@ fn steps(user: Option<Become>, rules: Option<&OwnedFd>, report: &OwnedFd) -> Ste
         group_map: map(gid.as_raw()),
         rules: rules.map(AsRawFd::as_raw_fd),
         report: report.as_raw_fd(),
+        paper: paper.map(AsRawFd::as_raw_fd),
         counts_by_namespace: release() >= (5, 14),
     }
 }
@@ -176,7 +180,7 @@ pub(crate) fn try_confinement() -> io::Result<Confinement> {
     let binary = Path::new("/bin/true");
     let mut command = Command::new(binary);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    let plan = Plan { binary, folder: &folder, shared: Vec::new(), kvm: false };
+    let plan = Plan { binary, folder: &folder, shared: Vec::new(), kvm: false, paper: None };
     let (pid, confinement) = plan.spawn(&mut command)?;
     if let Some(pid) = rustix::process::Pid::from_raw(pid) {
         rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty())?;

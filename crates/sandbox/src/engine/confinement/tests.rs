@@ -38,7 +38,8 @@ fn inside(script: &str, shared: &[(&File, Wanted)]) -> String {
     let folder = tempfile::tempdir_in("/dev/shm").unwrap();
     let mut printed = tempfile::tempfile().unwrap();
     let shared = shared.iter().map(|(file, wanted)| Shared { file: file.try_clone().unwrap(), wanted: *wanted });
-    let plan = Plan { binary: "/bin/bash".as_ref(), folder: folder.path(), shared: shared.collect(), kvm: false };
+    let plan =
+        Plan { binary: "/bin/bash".as_ref(), folder: folder.path(), shared: shared.collect(), kvm: false, paper: None };
     let (pid, confinement) = plan.spawn(&mut shell(script, &printed)).unwrap();
     for outcome in &confinement.measures {
         // A shell has no filter of its own.

@@ -27,6 +27,7 @@ mod qmp;
 mod readiness;
 mod vm;
 
+use super::process::note;
 use command::{Builder, CONTROL, Mapping};
 use process::Process;
 use qmp::Qmp;
@@ -98,7 +99,8 @@ impl Qemu {
         let (mut command, shared) = builder.finish()?;
         let Start { config: VmConfig { folder, hardware, .. }, ram, machine } = record;
         let kvm = machine.accelerator == super::Accelerator::Kvm;
-        let plan = Plan { binary, folder: &folder, shared, kvm };
+        let paper = note(&folder).map_err(|source| EngineError::io("name the monitor in", &folder, source))?;
+        let plan = Plan { binary, folder: &folder, shared, kvm, paper: Some(paper) };
         let (process, confinement) = Process::spawn_confined(&mut command, &plan)
             .map_err(|source| EngineError::io("start the monitor", binary, source))?;
         drop(plan);
@@ -108,6 +110,7 @@ impl Qemu {
         let record = VmRecord {
             pid: process.pid(),
             start_time: process.start_time(),
+            boot: crate::engine::process::boot(),
             folder,
             hardware,
             ram,
@@ -189,6 +192,9 @@ impl Engine for Qemu {
     }
 
     async fn reattach(&self, record: &VmRecord) -> Result<Box<dyn Vm>, EngineError> {
+        if !record.is_running() {
+            return Err(EngineError::Gone { pid: record.pid });
+        }
         let found = Process::find(record.pid, record.start_time);
         let process = found.map_err(|source| EngineError::io("find the monitor of", &record.folder, source))?;
         let process = process.ok_or(EngineError::Gone { pid: record.pid })?;

@@ -1,0 +1,103 @@
+//! Clients that are killed in the middle of a snapshot: it is whole or not there, and the sandbox is as it should be.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::creators::{another_boot, on_paper};
+use crate::support::{Name, command, json, printed, row, text, throughline};
+
+/// Kills of each kind.
+const KILLS: usize = 8;
+
+/// Runs the command, and kills it after a random time.
+fn killed(arguments: &[&str]) {
+    let mut client = Command::new(command());
+    let mut client = client.args(arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let (began, moment) = (Instant::now(), Duration::from_micros(fastrand::u64(0..120_000)));
+    while began.elapsed() < moment && client.try_wait().unwrap().is_none() {
+        std::thread::yield_now();
+    }
+    client.kill().unwrap();
+    client.wait().unwrap();
+}
+
+/// Whether there is a snapshot, which is whole then; drafts are never left.
+fn whole(folder: &Path, place: &str) -> bool {
+    let drafts = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let drafts: Vec<_> = drafts.filter(|name| name.starts_with('.')).collect();
+    assert!(drafts.is_empty(), "{drafts:?}");
+    let there = Path::new(place).exists();
+    if there {
+        printed(["snapshot", "verify", place]);
+    }
+    there
+}
+
+#[test]
+fn vm_a_client_killed_in_a_snapshot_leaves_it_whole_or_absent_and_the_sandbox_as_it_was() {
+    let (name, child) = (Name::new("killed-client"), Name::new("killed-client-child"));
+    let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+    let place = |file: String| folder.path().join(file).to_str().unwrap().to_owned();
+    printed(["run", "--name", &name.0, "--memory", "128M", "--", "sh", "-c", "echo kept >/root/file"]);
+    let mut came = 0;
+    for round in 0..KILLS {
+        let (one, other) = (place(format!("one-{round}")), place(format!("other-{round}")));
+        killed(&["snapshot", "create", &name.0, &one]);
+        // One at a time: when this is done, so is the other, if it was begun at all.
+        printed(["snapshot", "create", &name.0, &other]);
+        came += usize::from(whole(folder.path(), &one));
+        assert!(whole(folder.path(), &other));
+        assert_eq!(json(["inspect", "--json", &name.0])["state"], "running");
+        assert_eq!(printed(["exec", &name.0, "--", "cat", "/root/file"]), "kept\n");
+    }
+    let bundle = place("other-0".to_owned());
+    let mut stopped = 0;
+    for round in 0..KILLS {
+        printed(["snapshot", "restore", &bundle, "--name", &child.0]);
+        let (one, other) = (place(format!("stop-{round}")), place(format!("stop-other-{round}")));
+        killed(&["snapshot", "create", "--stop", &child.0, &one]);
+        // If it was begun, it comes to its end; else this one does.
+        let second = throughline(["snapshot", "create", "--stop", &child.0, &other]);
+        printed(["wait", &child.0]);
+        assert_eq!(json(["inspect", "--json", &child.0])["state"], "exited");
+        let of_both = [whole(folder.path(), &one), whole(folder.path(), &other)];
+        assert_eq!(of_both.iter().filter(|there| **there).count(), 1, "{}", text(&second.stderr));
+        assert_eq!(second.status.success(), of_both[1], "{}", text(&second.stderr));
+        stopped += usize::from(of_both[0]);
+        printed(["rm", &child.0]);
+    }
+    println!("{came} and {stopped} of {KILLS} came to a snapshot");
+}
+
+#[test]
+fn vm_prune_removes_what_has_ended_and_nothing_that_a_snapshot_needs() {
+    let (name, child, dead) = (Name::new("pruned"), Name::new("pruned-child"), Name::new("pruned-dead"));
+    let foreign = Name::new("pruned-foreign");
+    printed(["ls"]);
+    on_paper(&dead.0, another_boot);
+    on_paper(&foreign.0, |record| record["version"] = 99.into());
+    let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+    let bundle = folder.path().join("bundle").to_str().unwrap().to_owned();
+    printed(["run", "--name", &name.0, "--memory", "128M", "--", "sh", "-c", "echo kept >/root/file"]);
+    printed(["snapshot", "create", "--stop", &name.0, &bundle]);
+    printed(["wait", &name.0]);
+    let images = printed(["image", "ls", "--json"]);
+    let pruned = json(["prune", "--json"]);
+    let pruned = pruned["removed"].as_array().unwrap();
+    for (name, gone) in [(&name, true), (&dead, true), (&foreign, false)] {
+        assert_eq!(pruned.contains(&name.0.as_str().into()), gone, "{pruned:?}");
+        assert_eq!(row(&name.0).is_none(), gone);
+    }
+    // Only its own release would remove it.
+    on_paper(&foreign.0, another_boot);
+    assert_eq!(printed(["image", "ls", "--json"]), images);
+    printed(["snapshot", "verify", &bundle]);
+    // Its memory is the bundle's, and goes on being that.
+    printed(["snapshot", "restore", &bundle, "--name", &child.0]);
+    printed(["prune"]);
+    assert_eq!(printed(["exec", &child.0, "--", "cat", "/root/file"]), "kept\n");
+    printed(["kill", &child.0]);
+    printed(["prune"]);
+    printed(["snapshot", "verify", &bundle]);
+}
