@@ -25,17 +25,33 @@ const OF_GUESTS: [&str; 5] =
 /// The profile in `.config/nextest.toml` that lets proofs take their time.
 const PROFILE: &str = "prove";
 
+/// What can be run by itself.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    /// The tests that take their time, and the models.
+    Tests,
+    /// Mistakes made on purpose.
+    Mutants,
+    /// The fuzzers.
+    Fuzz,
+}
+
 #[derive(clap::Args)]
 pub struct Options {
+    /// What to run: everything, unless said otherwise
+    parts: Vec<Part>,
     /// With the little effort of every test run: to see whether everything is in order
     #[arg(long)]
     quick: bool,
-    /// Leave the mutants out
-    #[arg(long)]
-    no_mutants: bool,
-    /// Seconds for each target of the fuzzers; 0 leaves them out
+    /// Seconds for each target of the fuzzers
     #[arg(long, default_value_t = 120)]
-    fuzz: u64,
+    fuzz_seconds: u64,
+}
+
+impl Options {
+    fn has(&self, part: Part) -> bool {
+        self.parts.is_empty() || self.parts.contains(&part)
+    }
 }
 
 /// What it all came to.
@@ -52,27 +68,11 @@ pub fn run(root: &Path, options: &Options) -> Result<bool> {
     let started = Instant::now();
     setup::ensure()?;
     setup::ensure_nextest()?;
-    let surroundings = Surroundings::create(&root.join("target/xtask"))?;
-    let record = root.join("target/xtask/proved.jsonl");
-    match fs::remove_file(&record) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(error).with_context(|| format!("cannot remove {}", record.display()));
-        }
-        _ => {}
+    let (mut proved, mut failed) = (Vec::new(), Vec::new());
+    if options.has(Part::Tests) {
+        tests(root, options.quick, &mut proved, &mut failed)?;
     }
-    let mut variables = surroundings.variables();
-    variables.push((RECORD, record.clone()));
-    if !options.quick {
-        variables.push((FULL, PathBuf::from("1")));
-    }
-    let mut failed = Vec::new();
-    for runner in runners(root)? {
-        runner.build()?;
-        let outcomes = runner.run(&variables)?;
-        failed.extend(outcomes.into_iter().filter(|outcome| !outcome.passed).map(|outcome| outcome.id));
-    }
-    let mut proved = read(&record)?;
-    if !options.no_mutants {
+    if options.has(Part::Mutants) {
         let list = mutants::read(root)?;
         let survivors = mutants::survivors(root, &list)?;
         proved.push(Proved {
@@ -84,8 +84,8 @@ pub fn run(root: &Path, options: &Options) -> Result<bool> {
         });
         failed.extend(survivors);
     }
-    if options.fuzz > 0 {
-        let (inputs, found) = fuzz::run(root, options.fuzz)?;
+    if options.has(Part::Fuzz) {
+        let (inputs, found) = fuzz::run(root, options.fuzz_seconds)?;
         proved.extend(inputs);
         failed.extend(found);
     }
@@ -94,6 +94,29 @@ pub fn run(root: &Path, options: &Options) -> Result<bool> {
     fs::write(&path, serde_json::to_vec_pretty(&table)?).with_context(|| format!("cannot write {}", path.display()))?;
     print!("\nrecord: {}\n{}", path.display(), table.to_text());
     Ok(table.failed.is_empty())
+}
+
+fn tests(root: &Path, quick: bool, proved: &mut Vec<Proved>, failed: &mut Vec<String>) -> Result<()> {
+    let surroundings = Surroundings::create(&root.join("target/xtask"))?;
+    let record = root.join("target/xtask/proved.jsonl");
+    match fs::remove_file(&record) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("cannot remove {}", record.display()));
+        }
+        _ => {}
+    }
+    let mut variables = surroundings.variables();
+    variables.push((RECORD, record.clone()));
+    if !quick {
+        variables.push((FULL, PathBuf::from("1")));
+    }
+    for runner in runners(root)? {
+        runner.build()?;
+        let outcomes = runner.run(&variables)?;
+        failed.extend(outcomes.into_iter().filter(|outcome| !outcome.passed).map(|outcome| outcome.id));
+    }
+    proved.extend(read(&record)?);
+    Ok(())
 }
 
 /// The tests among which the proofs are, optimised, and the models.
