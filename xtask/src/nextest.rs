@@ -52,6 +52,9 @@ struct Program {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 struct Suite {
+    package_name: String,
+    kind: String,
+    binary_name: String,
     binary_path: PathBuf,
     #[serde(default)]
     testcases: BTreeMap<String, serde_json::Value>,
@@ -79,6 +82,19 @@ impl Built {
                 .filter(move |name| name.rsplit("::").next().unwrap_or(name).starts_with(prefix))
                 .map(move |name| Case { suite, name, binary: &built.binary_path })
         })
+    }
+
+    /// What cargo is to build so that the test whose path ends so can run; `None` unless one fits.
+    pub fn selection(&self, test: &str) -> Option<Vec<String>> {
+        let fits = |name: &String| name.strip_suffix(test).is_some_and(|path| path.is_empty() || path.ends_with("::"));
+        let mut suites = self.rust_suites.values().filter(|suite| suite.testcases.keys().any(fits));
+        let (suite, None) = (suites.next()?, suites.next()) else { return None };
+        let mut selection = vec!["--package".to_owned(), suite.package_name.clone()];
+        match suite.kind.as_str() {
+            "lib" => selection.push("--lib".to_owned()),
+            kind => selection.extend([format!("--{kind}"), suite.binary_name.clone()]),
+        }
+        Some(selection)
     }
 
     /// The programs built beside the tests: name and file.
@@ -219,14 +235,21 @@ mod tests {
         let json = br#"{"rust-build-meta":{"target-directory":"/t","non-test-binaries":{"p":[
                 {"name":"throughline","kind":"bin-exe","path":"debug/throughline"},
                 {"name":"lib","kind":"dylib","path":"debug/lib.so"}]}},
-            "rust-suites":{"sandbox::path":{"binary-path":"/t/path","testcases":{
-                "a::vm_main_path_boots":{},"vm_main_path::other":{},"vm_other":{}}}}}"#;
+            "rust-suites":{
+                "sandbox::path":{"package-name":"sandbox","kind":"test","binary-name":"path","binary-path":"/t/path",
+                    "testcases":{"a::vm_main_path_boots":{},"vm_main_path::other":{},"vm_other":{}}},
+                "ring":{"package-name":"ring","kind":"lib","binary-name":"ring","binary-path":"/t/ring",
+                    "testcases":{"a::wraps":{},"b::other":{}}}}}"#;
         let built = Built::parse(json).expect("a list");
         let cases: Vec<_> = built.cases_starting("vm_main_path").collect();
         let expected = Case { suite: "sandbox::path", name: "a::vm_main_path_boots", binary: Path::new("/t/path") };
         assert_eq!(cases, [expected]);
         let programs: Vec<_> = built.programs().collect();
         assert_eq!(programs, [("throughline", PathBuf::from("/t/debug/throughline"))]);
+        let selection = |test| built.selection(test).map(|selection| selection.join(" "));
+        assert_eq!(selection("wraps").as_deref(), Some("--package ring --lib"));
+        assert_eq!(selection("vm_main_path_boots").as_deref(), Some("--package sandbox --test path"));
+        assert_eq!([selection("boots"), selection("none"), selection("other")], [None, None, None]);
         assert!(Built::parse(b"{}").is_err());
     }
 }

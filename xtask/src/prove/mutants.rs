@@ -1,14 +1,15 @@
 //! Mistakes made on purpose, one at a time, in a copy of the tree: the test that a list names must find each.
 
-use std::collections::HashSet;
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
-use crate::nextest::cargo;
+use crate::nextest::{Built, cargo};
 use crate::tidy;
 
 /// The list, in the tree.
@@ -84,11 +85,20 @@ pub fn survivors(root: &Path, mutants: &[Mutant]) -> Result<Vec<String>> {
     }
     copy_tree(root, &copy)?;
     let mut survivors = Vec::new();
+    let mut built = HashMap::new();
     for mutant in mutants {
+        let models = mutant.models.as_deref();
+        let tests = match built.entry(models) {
+            Entry::Occupied(tests) => tests.into_mut(),
+            Entry::Vacant(place) => place.insert(list(root, &copy, models)?),
+        };
+        // Built for each mutant is what its test needs, not all the tests.
+        let selection = tests.selection(&mutant.test);
+        let selection = selection.with_context(|| format!("{LIST}: {:?} does not name one test", mutant.test))?;
         let path = copy.join(&mutant.file);
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
         fs::write(&path, text.replacen(&mutant.find, &mutant.replace, 1))?;
-        let verdict = verdict(root, &copy, mutant);
+        let verdict = verdict(root, &copy, &selection, mutant);
         fs::write(&path, text)?;
         if verdict? {
             println!("found: {} ({})", mutant.name, mutant.test);
@@ -99,19 +109,38 @@ pub fn survivors(root: &Path, mutants: &[Mutant]) -> Result<Vec<String>> {
     Ok(survivors)
 }
 
-/// Whether the test fails in the copy, as it must.
-fn verdict(root: &Path, copy: &Path, mutant: &Mutant) -> Result<bool> {
-    let mut command = cargo(copy);
-    // Shared with the tests: what does not depend on the tree is built already.
-    let target = root.join("target").join(mutant.models.as_deref().unwrap_or_default());
-    command.args(["nextest", "run", "--workspace", "--profile", PROFILE, "--target-dir"]).arg(target);
+/// The tests of the copy as it is.
+fn list(root: &Path, copy: &Path, models: Option<&str>) -> Result<Built> {
+    let mut command = nextest(root, copy, models, "list");
+    command.args(["--workspace", "--message-format", "json"]);
     for package in super::OF_GUESTS.iter().chain(&["throughline-fuzz"]) {
         command.args(["--exclude", package]);
     }
-    if let Some(checker) = &mutant.models {
-        command.args(["--release", "--test", &format!("{checker}_*")]).envs(crate::test::MODEL_ENVIRONMENT);
-        command.env("RUSTFLAGS", format!("--cfg {checker}"));
+    if let Some(checker) = models {
+        command.args(["--test", &format!("{checker}_*")]);
     }
+    let output = command.stderr(Stdio::inherit()).output().context("cannot start cargo")?;
+    if !output.status.success() {
+        bail!("cannot list the tests of {}", copy.display());
+    }
+    Built::parse(&output.stdout)
+}
+
+fn nextest(root: &Path, copy: &Path, models: Option<&str>, subcommand: &str) -> Command {
+    let mut command = cargo(copy);
+    // Shared with the tests: what does not depend on the tree is built already.
+    let target = root.join("target").join(models.unwrap_or_default());
+    command.args(["nextest", subcommand, "--target-dir"]).arg(target);
+    if let Some(checker) = models {
+        command.arg("--release").envs(crate::test::MODEL_ENVIRONMENT).env("RUSTFLAGS", format!("--cfg {checker}"));
+    }
+    command
+}
+
+/// Whether the test fails in the copy, as it must.
+fn verdict(root: &Path, copy: &Path, selection: &[String], mutant: &Mutant) -> Result<bool> {
+    let mut command = nextest(root, copy, mutant.models.as_deref(), "run");
+    command.args(["--profile", PROFILE]).args(selection);
     command.args(["-E", &format!("test(/(^|::){}$/)", mutant.test)]);
     let output = command.stdout(Stdio::piped()).stderr(Stdio::piped()).output().context("cannot start cargo")?;
     match output.status.code() {
