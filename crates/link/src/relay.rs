@@ -56,6 +56,8 @@ pub struct Relay {
     up: Arc<Handle>,
     down: Arc<Handle>,
     began: Began,
+    /// Whether upstream is to outlive what downstream's peer says.
+    kept: bool,
 }
 
 /// Why one of the ways stopped.
@@ -86,6 +88,8 @@ struct Way<'a> {
     /// Position in `from` that stands for `to_began` in `to`.
     from_began: u64,
     to_began: u64,
+    /// Whether `to` is told that `from` has ended.
+    tells: bool,
 }
 
 fn handle_of(channel: Channel) -> Arc<Handle> {
@@ -110,7 +114,14 @@ impl Relay {
         if below.ring_bytes != above.ring_bytes {
             return Err(Error::TooLong { len: above.ring_bytes as usize, max: below.ring_bytes as usize });
         }
-        Ok(Self { up, down, began })
+        Ok(Self { up, down, began, kept: false })
+    }
+
+    /// Keeps the end of what downstream's peer says from upstream: whoever comes after it may have more to say.
+    #[must_use]
+    pub fn keep(mut self) -> Self {
+        self.kept = true;
+        self
     }
 
     /// Carries until one of the channels has ended, and what was on its way has arrived. Cancel-safe: to go on, call
@@ -143,8 +154,9 @@ impl Relay {
     fn ways(&self) -> Result<(Way<'_>, Way<'_>), Error> {
         let below = self.down.info()?;
         let Began { received, sent } = self.began;
-        let out = Way { from: &self.up, to: &self.down, from_began: received, to_began: below.sent_from };
-        let back = Way { from: &self.down, to: &self.up, from_began: below.received_from, to_began: sent };
+        let out = Way { from: &self.up, to: &self.down, from_began: received, to_began: below.sent_from, tells: true };
+        let back =
+            Way { from: &self.down, to: &self.up, from_began: below.received_from, to_began: sent, tells: !self.kept };
         Ok((out, back))
     }
 
@@ -223,9 +235,11 @@ impl Way<'_> {
     /// Downstream has everything: it is told so, and when it has consumed it, upstream is told.
     async fn finish(&self) -> Result<(), Halt> {
         let this = self.to.this;
-        match self.to.wait(|core, cx| core.poll_shutdown(this, cx)).await {
-            Ok(()) | Err(Error::Shut) => {}
-            Err(_) => return Err(Halt::To),
+        if self.tells {
+            match self.to.wait(|core, cx| core.poll_shutdown(this, cx)).await {
+                Ok(()) | Err(Error::Shut) => {}
+                Err(_) => return Err(Halt::To),
+            }
         }
         let (sent, _) = self.sent()?;
         // A stream's last bytes, within a word, are freed only with the channel.

@@ -83,7 +83,7 @@ fn vm_prune_removes_what_has_ended_and_nothing_that_a_snapshot_needs() {
     printed(["snapshot", "create", "--stop", &name.0, &bundle]);
     printed(["wait", &name.0]);
     let images = printed(["image", "ls", "--json"]);
-    let pruned = json(["prune", "--json"]);
+    let pruned = crate::schema::prune();
     let pruned = pruned["removed"].as_array().unwrap();
     for (name, gone) in [(&name, true), (&dead, true), (&foreign, false)] {
         assert_eq!(pruned.contains(&name.0.as_str().into()), gone, "{pruned:?}");

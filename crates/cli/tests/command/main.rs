@@ -3,8 +3,11 @@
 mod clients;
 mod creators;
 mod doctor;
+mod examples;
 mod kills;
+mod schema;
 mod support;
+mod terminals;
 mod tour;
 mod verbs;
 mod versions;

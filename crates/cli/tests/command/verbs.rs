@@ -1,6 +1,6 @@
 //! Each verb, as a person or a program uses it.
 
-use crate::support::{Name, json, printed, text, throughline, throughline_with};
+use crate::support::{Name, json, printed, refused, text, throughline, throughline_with};
 
 #[test]
 fn vm_main_path_run_exec_snapshot_restore_and_remove() {
@@ -149,4 +149,28 @@ fn vm_snapshot_that_stops_a_sandbox_is_whole_and_goes_on_elsewhere() {
     printed(["snapshot", "verify", place.to_str().unwrap()]);
     printed(["snapshot", "restore", place.to_str().unwrap(), "--name", &child.0]);
     assert_eq!(printed(["exec", &child.0, "--", "cat", "/root/file"]), "kept\n");
+}
+
+#[test]
+fn vm_logs_are_followed_until_the_sandbox_ends_and_who_is_refused_is_told_why() {
+    let name = Name::new("logs");
+    assert_eq!(printed(["run", "-d", "--name", &name.0, "--memory", "128M", "--", "sleep", "1000"]).trim(), name.0);
+    assert_eq!(json(["ps", "--json", &name.0])[0]["label"], "sleep 1000");
+    let mut follower = std::process::Command::new(crate::support::command());
+    let mut follower = follower.args(["logs", "-f", &name.0]).stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(follower.stdout.take().unwrap()));
+    printed(["exec", &name.0, "--", "sh", "-c", "echo said to the console >/dev/console"]);
+    assert!(lines.any(|line| line.unwrap().contains("said to the console")));
+    // What runs is not removed unasked, nor is what stands still.
+    printed(["pause", &name.0]);
+    let error = refused(&["--json", "rm", &name.0]);
+    assert!(error["message"].as_str().unwrap().contains("--force"), "{error}");
+    let error = refused(&["--json", "snapshot", "create", &name.0, "/dev/shm/never"]);
+    assert!(error["message"].as_str().unwrap().contains("resume it first"), "{error}");
+    printed(["kill", &name.0]);
+    assert!(lines.all(|line| line.is_ok()) && follower.wait().unwrap().success());
+    assert_eq!(refused(&["--json", "pause", &name.0])["kind"], "ended");
+    assert_eq!(refused(&["--json", "run", "--memory", "a lot"])["kind"], "usage");
+    assert_eq!(throughline(["no-such-verb"]).status.code(), Some(125));
+    assert!(throughline(["--help"]).status.success());
 }

@@ -142,7 +142,8 @@ impl Shared {
             kind: if error == throughline::AdoptError::Held { Kind::Taken } else { Kind::Missing },
             message: format!("command {:?}: {error}", pair.id),
         })?;
-        Relay::new(above, below, pair.began()).map_err(failed)
+        let relay = Relay::new(above, below, pair.began()).map_err(failed)?;
+        Ok(if pair.keep { relay.keep() } else { relay })
     }
 }
 
