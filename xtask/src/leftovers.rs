@@ -54,6 +54,7 @@ impl Watch {
         for folder in &self.folders {
             files(folder, 2, &mut seen);
         }
+        groups(Path::new("/sys/fs/cgroup"), 0, &mut seen);
         for root in entries(Path::new("/dev/shm")) {
             if named_after_project(&root) {
                 shared_memory(&root, &mut seen);
@@ -166,6 +167,18 @@ fn mounts_of_ours(mountinfo: &str) -> impl Iterator<Item = String> {
     ours.map(|point| format!("mount {point}"))
 }
 
+/// Names the control groups that carry the project's name, in every hierarchy.
+fn groups(folder: &Path, depth: usize, seen: &mut BTreeSet<String>) {
+    const DEEPEST: usize = 12;
+    for path in entries(folder).into_iter().filter(|path| path.is_dir() && !path.is_symlink()) {
+        if named_after_project(&path) {
+            seen.insert(format!("control group {}", path.display()));
+        } else if depth < DEEPEST {
+            groups(&path, depth + 1, seen);
+        }
+    }
+}
+
 /// Names what lies in a folder, some levels deep.
 fn files(folder: &Path, depth: usize, seen: &mut BTreeSet<String>) {
     for path in entries(folder) {
@@ -245,6 +258,16 @@ mod tests {
         shared_memory(&stray, &mut seen);
         let expected = [user.join("sandbox"), stray].map(|path| format!("file {}", path.display()));
         assert_eq!(seen, BTreeSet::from(expected));
+    }
+
+    #[test]
+    fn control_groups_are_found_in_any_depth() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let left = folder.path().join("memory/service/throughline-1-2-3");
+        fs::create_dir_all(&left).expect("a folder");
+        let mut seen = BTreeSet::new();
+        groups(folder.path(), 0, &mut seen);
+        assert_eq!(seen, BTreeSet::from([format!("control group {}", left.display())]));
     }
 
     #[test]

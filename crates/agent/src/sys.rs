@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io;
+use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -42,6 +43,65 @@ pub fn add_entropy(random: impl AsFd, data: &[u8; ENTROPY]) -> io::Result<()> {
     // SAFETY: the opcode takes no argument; another kind of file answers ENOTTY.
     unsafe { ioctl::ioctl(random.as_fd(), reseed) }?;
     Ok(())
+}
+
+/// `SIOCADDRT`, `SIOCSIFFLAGS`, `SIOCSIFADDR` and `SIOCSIFNETMASK`.
+const ADD_ROUTE: ioctl::Opcode = 0x890b;
+const SET_FLAGS: ioctl::Opcode = 0x8914;
+const SET_ADDRESS: ioctl::Opcode = 0x8916;
+const SET_MASK: ioctl::Opcode = 0x891c;
+
+/// Brings a network interface up. `socket` is any of the Internet's.
+pub fn bring_up(socket: impl AsFd, interface: &str) -> io::Result<()> {
+    let flags = libc::__c_anonymous_ifr_ifru { ifru_flags: (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short };
+    set::<SET_FLAGS>(socket, interface, flags)
+}
+
+/// Gives a network interface its address.
+pub fn set_address(socket: impl AsFd, interface: &str, address: Ipv4Addr, mask: Ipv4Addr) -> io::Result<()> {
+    let of = |address| libc::__c_anonymous_ifr_ifru { ifru_addr: internet(address) };
+    set::<SET_ADDRESS>(&socket, interface, of(address))?;
+    set::<SET_MASK>(&socket, interface, of(mask))
+}
+
+/// Sends everything that is for nobody here to `gateway`.
+pub fn add_default_route(socket: impl AsFd, gateway: Ipv4Addr) -> io::Result<()> {
+    // SAFETY: numbers, addresses and a name that may be absent: all zeros are a value of each.
+    let mut route: libc::rtentry = unsafe { std::mem::zeroed() };
+    route.rt_dst = internet(Ipv4Addr::UNSPECIFIED);
+    route.rt_genmask = internet(Ipv4Addr::UNSPECIFIED);
+    route.rt_gateway = internet(gateway);
+    route.rt_flags = libc::RTF_UP | libc::RTF_GATEWAY;
+    // SAFETY: SIOCADDRT reads an rtentry, and keeps no pointer.
+    let add = unsafe { ioctl::Setter::<ADD_ROUTE, libc::rtentry>::new(route) };
+    // SAFETY: the opcode belongs to this argument, see above; another kind of file answers ENOTTY.
+    Ok(unsafe { ioctl::ioctl(socket.as_fd(), add) }?)
+}
+
+fn set<const WHAT: ioctl::Opcode>(
+    socket: impl AsFd,
+    interface: &str,
+    value: libc::__c_anonymous_ifr_ifru,
+) -> io::Result<()> {
+    let mut name: [libc::c_char; libc::IFNAMSIZ] = [0; libc::IFNAMSIZ];
+    // The last byte stays zero.
+    for (to, byte) in name[..libc::IFNAMSIZ - 1].iter_mut().zip(interface.bytes()) {
+        *to = byte.cast_signed();
+    }
+    let request = libc::ifreq { ifr_name: name, ifr_ifru: value };
+    // SAFETY: these calls read an ifreq, and keep no pointer.
+    let set = unsafe { ioctl::Setter::<WHAT, libc::ifreq>::new(request) };
+    // SAFETY: the opcode belongs to this argument, see above; another kind of file answers ENOTTY.
+    Ok(unsafe { ioctl::ioctl(socket.as_fd(), set) }?)
+}
+
+/// An address as `sockaddr_in` has it: port, then address.
+fn internet(address: Ipv4Addr) -> libc::sockaddr {
+    let mut data = [0; 14];
+    for (to, byte) in data[2..].iter_mut().zip(address.octets()) {
+        *to = byte.cast_signed();
+    }
+    libc::sockaddr { sa_family: libc::AF_INET as libc::sa_family_t, sa_data: data }
 }
 
 /// Sends any signal (real-time ones too) to a process, or to its whole process group. The caller knows that

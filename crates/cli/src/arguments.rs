@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use throughline_sandbox::engine::Hardware;
+use throughline_sandbox::engine::{Hardware, Net};
 
 /// Sandboxes on microVMs, whose connections survive snapshot, restore, and the death of either process.
 #[derive(Debug, Parser)]
@@ -137,6 +137,9 @@ pub struct Run {
     /// Processors of the guest, at most as many as the host has
     #[arg(long, default_value_t = 1, env = "THROUGHLINE_CPUS", value_parser = processors)]
     pub cpus: u32,
+    /// Network: `none`, or `user`: the guest reaches what you reach, this host itself as 10.0.2.2, and nobody reaches it
+    #[arg(long, default_value = "none", env = "THROUGHLINE_NET", value_name = "none|user", value_parser = network)]
+    pub net: Net,
     /// Image
     #[arg(long, default_value = "default", env = "THROUGHLINE_IMAGE")]
     pub image: String,
@@ -281,6 +284,14 @@ fn processors(text: &str) -> Result<u32, String> {
     let most = Hardware::most_cpus_here();
     let number = text.parse().ok().filter(|number| (1..=most).contains(number));
     number.ok_or_else(|| format!("from 1 to {most}, as many as this host has"))
+}
+
+fn network(text: &str) -> Result<Net, String> {
+    match text {
+        "none" => Ok(Net::None),
+        "user" => Ok(Net::User),
+        _ => Err("`none` or `user`".to_owned()),
+    }
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

@@ -47,12 +47,6 @@ pub async fn examine() -> Vec<Check> {
     let confinement = crate::engine::try_confinement();
     checks.push(tracing_scope(confinement.as_ref().ok()));
     checks.extend(confined(confinement));
-    checks.push(Check::new(
-        "cgroup",
-        State::Warning,
-        "a machine's memory and processor time are not limited by cgroups; its memory ends with its guest's size",
-        "",
-    ));
     checks
 }
 
@@ -174,6 +168,9 @@ fn confined(confinement: std::io::Result<Confinement>) -> Vec<Check> {
             let mend = match outcome.measure {
                 Measure::UserNamespace => {
                     "sysctl user.max_user_namespaces=10000 kernel.apparmor_restrict_unprivileged_userns=0"
+                }
+                Measure::MemoryGroup | Measure::ProcessorGroup if !rustix::process::geteuid().is_root() => {
+                    "systemd-run --user --scope -p Delegate=yes \"$SHELL\""
                 }
                 _ => "",
             };

@@ -93,6 +93,9 @@ impl Known {
                 Err(PlaceError::Busy { name: name.to_owned(), process: None }.into())
             }
             Ok(known) => {
+                if let Some(record) = &known.record {
+                    crate::engine::remove_groups(&record.machine.groups);
+                }
                 // Its last shim may have died in the middle of a snapshot, which nobody can complete.
                 if let Some(draft) = known.record.and_then(|record| record.snapshot) {
                     Draft::remove_left(&draft);

@@ -22,10 +22,10 @@ pub fn measure(runs: Runs, root: &Path) -> Result<Vec<Figure>> {
     let program = build(root)?;
     let mut starts = Vec::new();
     for run in 0..runs.slow() {
-        let sandbox = Running::start(&program, run)?;
+        let sandbox = Running::start(&program, &run.to_string(), &[])?;
         starts.push(vm::millis(sandbox.took));
     }
-    let sandbox = Running::start(&program, runs.slow())?;
+    let sandbox = Running::start(&program, "last", &[])?;
     let mut whole = Vec::new();
     for _ in 0..runs.usual() {
         let started = Instant::now();
@@ -33,13 +33,16 @@ pub fn measure(runs: Runs, root: &Path) -> Result<Vec<Figure>> {
         whole.push(vm::millis(started.elapsed()));
     }
     let (library, memory, idle) = vm::block_on(Threads::Two, through_shim(runs, &sandbox))?;
-    Ok(vec![
+    drop(sandbox);
+    let mut figures = vec![
         Figure::new("`throughline run` on a built image, until ready", "ms", starts)?.goal(Goal::AtMost(2500.0)),
         Figure::new("exec of `true` by the library, through a shim", "ms", library)?.goal(Goal::AtMost(5.0)),
         Figure::new("exec of `true`, the whole command", "ms", whole)?.goal(Goal::AtMost(15.0)),
         Figure::new("memory of a shim (PSS)", "MB", vec![memory])?.goal(Goal::AtMost(10.0)),
         Figure::new("idle: a shim", "%", idle)?.goal(Goal::AtMost(0.2)),
-    ])
+    ];
+    figures.extend(super::copy::measure(runs, &program)?);
+    Ok(figures)
 }
 
 async fn through_shim(runs: Runs, sandbox: &Running) -> Result<(Vec<f64>, f64, Vec<f64>)> {
@@ -75,23 +78,23 @@ fn proportional_megabytes(pid: u32) -> Result<f64> {
 }
 
 /// A sandbox that the command created, and removes.
-struct Running {
+pub struct Running {
     program: PathBuf,
-    name: String,
+    pub name: String,
     took: Duration,
 }
 
 impl Running {
-    fn start(program: &Path, number: usize) -> Result<Self> {
-        let name = format!("bench-{}-{number}", std::process::id());
+    pub fn start(program: &Path, word: &str, options: &[&str]) -> Result<Self> {
+        let name = format!("bench-{}-{word}", std::process::id());
         let mut this = Self { program: program.to_path_buf(), name, took: Duration::ZERO };
         let started = Instant::now();
-        this.run(&["run", "--name", &this.name])?;
+        this.run(&[&["run", "--name", &this.name], options].concat())?;
         this.took = started.elapsed();
         Ok(this)
     }
 
-    fn run(&self, arguments: &[&str]) -> Result<()> {
+    pub fn run(&self, arguments: &[&str]) -> Result<()> {
         let output = Command::new(&self.program).args(arguments).output().context("cannot start the command")?;
         ensure!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
         Ok(())

@@ -5,6 +5,7 @@
 
 mod boot;
 mod command;
+mod copy;
 mod exec;
 mod figure;
 mod guest;

@@ -3,6 +3,7 @@
 mod device;
 mod modules;
 mod mounts;
+mod network;
 mod userland;
 
 use std::fs;
@@ -25,6 +26,7 @@ use crate::control::Switches;
 pub use device::DeviceError;
 pub use modules::ModuleError;
 pub use mounts::MountError;
+pub use network::NetworkError;
 pub use userland::UserlandError;
 
 /// The control group of everything that is the user's.
@@ -48,6 +50,9 @@ pub enum BootError {
     /// The command line.
     #[error(transparent)]
     Cmdline(#[from] CmdlineError),
+    /// The network.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     /// The doorbell's device.
     #[error(transparent)]
     Device(#[from] DeviceError),
@@ -78,14 +83,18 @@ pub fn run() -> Result<(), BootError> {
     mounts::mount_all()?;
     let system = |what| move |source| BootError::System { what, source };
     protect().map_err(system("protect the agent from the OOM killer"))?;
-    modules::load(Path::new("/lib/modules-throughline"))?;
+    modules::load(Path::new(modules::FOLDER), modules::ALWAYS)?;
     let cmdline = fs::read_to_string("/proc/cmdline").map_err(system("read the kernel command line"))?;
     let cmdline = Cmdline::parse(&cmdline)?;
+    if cmdline.network.is_some() {
+        modules::load(Path::new(modules::FOLDER), modules::NETWORK)?;
+    }
     if let Some(disk) = &cmdline.root {
         userland::enter(disk)?;
         mounts::mount_all()?;
         userland::complete();
     }
+    network::configure(cmdline.network.as_ref())?;
     let bell = device::find(Path::new("/sys/class/virtio-ports"), Path::new("/dev"))?;
     let region = Region::open_physical(cmdline.address, cmdline.length)?;
     let runtime =

@@ -15,10 +15,17 @@ pub struct ModuleError {
     source: io::Error,
 }
 
-/// Loads the modules that `modules.list` in `folder` names, one path below `folder` a line, in that order. An
+/// Where the image has them.
+pub(super) const FOLDER: &str = "/lib/modules-throughline";
+/// The list of those that every guest needs.
+pub(super) const ALWAYS: &str = "modules.list";
+/// The list of those for a network.
+pub(super) const NETWORK: &str = "network.list";
+
+/// Loads the modules that a list in `folder` names, one path below `folder` a line, in that order. An
 /// image without the list has everything built in; a module that is loaded already is fine.
-pub(super) fn load(folder: &Path) -> Result<(), ModuleError> {
-    let list = folder.join("modules.list");
+pub(super) fn load(folder: &Path, list: &str) -> Result<(), ModuleError> {
+    let list = folder.join(list);
     let text = match fs::read_to_string(&list) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -52,9 +59,9 @@ mod tests {
     #[test]
     fn a_missing_list_is_fine_and_a_missing_module_is_named() {
         let folder = tempfile::tempdir().unwrap();
-        load(folder.path()).unwrap();
+        load(folder.path(), ALWAYS).unwrap();
         fs::write(folder.path().join("modules.list"), "none.ko\n").unwrap();
-        let error = load(folder.path()).unwrap_err().to_string();
+        let error = load(folder.path(), ALWAYS).unwrap_err().to_string();
         assert!(error.contains("none.ko"), "{error}");
     }
 }

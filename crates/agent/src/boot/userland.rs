@@ -112,7 +112,7 @@ pub(super) fn complete() {
 }
 
 /// Writes a file that is missing, empty, or a link to nothing.
-fn provide(path: &Path, text: &str) -> io::Result<()> {
+pub(super) fn provide(path: &Path, text: &str) -> io::Result<()> {
     if fs::metadata(path).is_ok_and(|data| data.len() > 0 || !data.is_file()) {
         return Ok(());
     }

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::Serialize;
 use serde_json::json;
 use throughline_sandbox::bundle::Bundle;
+use throughline_sandbox::engine::{Confinement, Net};
 use throughline_sandbox::{Known, State};
 use throughline_shim::client::Remote;
 
@@ -26,6 +27,10 @@ struct Row {
     memory_bytes: Option<u64>,
     /// The guest's processors.
     cpus: Option<u32>,
+    /// What its monitor is kept from, measure by measure, while it runs.
+    confinement: Option<Confinement>,
+    /// The guest's network.
+    net: Option<Net>,
 }
 
 /// `ls`
@@ -46,9 +51,14 @@ pub fn sandboxes(json: bool) -> Result<u8, CliError> {
             cell(row.image.as_deref().map(|image| image.chars().take(12).collect())),
             cell(row.memory_bytes.map(output::bytes)),
             cell(row.cpus.map(|cpus| cpus.to_string())),
+            cell(row.net.as_ref().map(word)),
+            cell(row.confinement.as_ref().map(Confinement::summary)),
         ]
     });
-    output::table(&["NAME", "STATE", "PID", "AGE", "IMAGE", "MEMORY", "CPUS"], &cells.collect::<Vec<_>>());
+    output::table(
+        &["NAME", "STATE", "PID", "AGE", "IMAGE", "MEMORY", "CPUS", "NET", "CONFINEMENT"],
+        &cells.collect::<Vec<_>>(),
+    );
     Ok(0)
 }
 
@@ -62,6 +72,8 @@ fn row(known: Known, now: Duration) -> Row {
         pid: record.as_ref().filter(|_| alive).map(|record| record.machine.pid),
         age_ms: record.as_ref().map(|record| now.saturating_sub(record.created_ms)),
         memory_bytes: record.as_ref().map(|record| u64::from(record.hardware.memory_mib) << 20),
+        net: record.as_ref().map(|record| record.hardware.net),
+        confinement: record.as_ref().filter(|_| alive).map(|record| record.machine.confinement.clone()),
         cpus: record.as_ref().map(|record| record.hardware.cpus),
         image: record.map(|record| record.image),
     }

@@ -71,9 +71,9 @@ async fn connect(name: &str) -> Result<Remote, CliError> {
 }
 
 async fn create(run: Run, json: bool) -> Result<u8, CliError> {
-    let Run { name, memory, cpus, image, rm, how, command } = run;
+    let Run { name, memory, cpus, net, image, rm, how, command } = run;
     image::ensure(&image, json).await?;
-    let start = Start::Create { name, image, hardware: Hardware { memory_mib: memory, cpus }, rm };
+    let start = Start::Create { name, image, hardware: Hardware { memory_mib: memory, cpus, net }, rm };
     let name = Program::this().start(&start).await?;
     if command.is_empty() {
         announce(&name, None, json);

@@ -16,7 +16,16 @@ fn doctor_finds_what_a_sandbox_needs_and_tells_each_measure() {
     for name in ["qemu", "memory", "runtime", "confinement: no new privileges", "confinement: user"] {
         assert_eq!(state(name), "ok", "{name}");
     }
-    for name in ["kvm", "kernel", "descriptors", "locked-memory", "userlands", "tracing", "cgroup"] {
+    for name in [
+        "kvm",
+        "kernel",
+        "descriptors",
+        "locked-memory",
+        "userlands",
+        "tracing",
+        "confinement: memory cgroup",
+        "confinement: cpu cgroup",
+    ] {
         state(name);
     }
     let table = printed(["doctor"]);

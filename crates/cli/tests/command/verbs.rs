@@ -15,6 +15,10 @@ fn vm_main_path_run_exec_snapshot_restore_and_remove() {
     assert_eq!(row["state"], "running");
     assert_eq!(row["memory_bytes"], 256 << 20);
     assert_eq!(row["cpus"], 1);
+    assert_eq!(row["net"], "none");
+    let measures = row["confinement"].as_array().unwrap();
+    assert!(measures.iter().any(|measure| measure["measure"] == "limits" && measure["in_force"] == true), "{row}");
+    assert!(printed(["ls"]).lines().next().unwrap().ends_with("CONFINEMENT"));
     assert!(row["pid"].as_u64().is_some() && row["age_ms"].as_u64().is_some() && row["image"].is_string(), "{row}");
     let again = throughline(["--json", "run", "--name", &name.0]);
     assert_eq!(again.status.code(), Some(125));
@@ -82,6 +86,37 @@ fn vm_run_with_rm_leaves_nothing() {
     assert!(output.status.success(), "{}", text(&output.stderr));
     let listed = json(["ls", "--json"]);
     assert!(listed.as_array().unwrap().iter().all(|row| row["name"] != name.0.as_str()), "{listed}");
+}
+
+/// Killed at once, shim and machine: whoever removes the sandbox removes what was the machine's.
+#[test]
+fn vm_control_groups_of_a_sandbox_whose_processes_were_killed_go_with_it() {
+    let name = Name::new("killed");
+    printed(["run", "--name", &name.0]);
+    let inspected = json(["inspect", "--json", &name.0]);
+    let machine = &inspected["sandbox"]["machine"];
+    let groups: Vec<std::path::PathBuf> = serde_json::from_value(machine["groups"].clone()).unwrap();
+    assert!(groups.iter().all(|group| group.exists()), "{groups:?}");
+    for pid in [&inspected["shim"], &machine["pid"]] {
+        assert!(std::process::Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap().success());
+    }
+    let state = || {
+        let listed = json(["ls", "--json"]);
+        let row = listed.as_array().unwrap().iter().find(|row| row["name"] == name.0.as_str()).unwrap();
+        row["state"].as_str().unwrap().to_owned()
+    };
+    while state() != "dead" {}
+    printed(["rm", &name.0]);
+    assert!(groups.iter().all(|group| !group.exists()), "{groups:?}");
+}
+
+#[test]
+fn what_a_machine_cannot_have_is_refused() {
+    for bad in [["--cpus", "0"], ["--cpus", "100000"], ["--net", "bridge"], ["--memory", "1M"]] {
+        let output = throughline_with(&["run", bad[0], bad[1]], b"");
+        assert_eq!(output.status.code(), Some(125), "{}", text(&output.stderr));
+        assert!(text(&output.stderr).contains(bad[0]), "{}", text(&output.stderr));
+    }
 }
 
 #[test]

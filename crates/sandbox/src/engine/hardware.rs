@@ -4,6 +4,18 @@ use serde::{Deserialize, Serialize};
 
 use super::EngineError;
 
+/// Whether a machine has a network. A saved one has in a restore what it had, though its connections end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Net {
+    /// None: its guest has a loopback, and no network card.
+    #[default]
+    None,
+    /// A network of its own behind address translation: the guest reaches what the monitor's user reaches from this
+    /// host, the host's own loopback included (as 10.0.2.2), and nobody reaches the guest.
+    User,
+}
+
 /// What a machine has; a saved one loads only into the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hardware {
@@ -12,6 +24,9 @@ pub struct Hardware {
     /// Processors, from 1 to [`MOST_CPUS`](Self::MOST_CPUS).
     #[serde(default = "one")]
     pub cpus: u32,
+    /// Its network.
+    #[serde(default)]
+    pub net: Net,
 }
 
 /// Machines had one processor before their number was recorded.
@@ -21,7 +36,7 @@ fn one() -> u32 {
 
 impl Default for Hardware {
     fn default() -> Self {
-        Self { memory_mib: 256, cpus: 1 }
+        Self { memory_mib: 256, cpus: 1, net: Net::None }
     }
 }
 
@@ -75,6 +90,6 @@ mod tests {
     #[test]
     fn what_was_recorded_before_there_was_a_number_of_processors_has_one() {
         let old: Hardware = serde_json::from_str(r#"{"memory_mib":512}"#).unwrap();
-        assert_eq!(old, Hardware { memory_mib: 512, cpus: 1 });
+        assert_eq!(old, Hardware { memory_mib: 512, cpus: 1, net: Net::None });
     }
 }

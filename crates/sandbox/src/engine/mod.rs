@@ -34,10 +34,10 @@ mod process;
 pub mod qemu;
 
 pub use capture::{Capture, CaptureReport, RamSource};
-pub(crate) use confinement::try_confinement;
 pub use confinement::{Confinement, Measure, Outcome};
+pub(crate) use confinement::{remove_groups, try_confinement};
 pub use error::{EngineError, Exit, ExitReason};
-pub use hardware::Hardware;
+pub use hardware::{Hardware, Net};
 pub(crate) use process::end_left;
 pub use qemu::Qemu;
 
@@ -56,6 +56,11 @@ pub enum Accelerator {
     Kvm,
     /// Emulation: runs everywhere, some ten times slower.
     Tcg,
+}
+
+impl Accelerator {
+    /// The most memory for translated guest code under emulation, in MiB.
+    const TRANSLATED_MIB: u32 = 256;
 }
 
 /// What a saved state is tied to: it loads only into an equal machine. Recorded in manifests.
@@ -146,6 +151,9 @@ pub struct VmRecord {
     /// What the monitor is kept from.
     #[serde(default)]
     pub confinement: Confinement,
+    /// The control groups that are its own, which end with it.
+    #[serde(default)]
+    pub groups: Vec<PathBuf>,
 }
 
 impl VmRecord {

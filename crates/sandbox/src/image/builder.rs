@@ -15,7 +15,7 @@ use super::scratch::Scratch;
 use super::{DESCRIPTION, Description, INITRAMFS, Image, KERNEL, create_folder, hex, initramfs, package, publish};
 
 /// Changes whenever images of the same parts come to differ.
-const FORMAT: &str = "throughline image 3";
+const FORMAT: &str = "throughline image 4";
 
 /// Builds images, or finds them built.
 #[derive(Clone, Debug)]

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{self, Write};
+use std::path::PathBuf;
 
 use cpio::newc::{Builder, trailer};
 
@@ -56,13 +57,8 @@ pub(super) fn write_base(to: impl Write, busybox: Option<&Busybox>, kernel: &Ker
     // The kernel opens it for process 1 before anything is mounted.
     let console = archive.entry("dev/console", DEVICE | 0o600).rdev_major(5).rdev_minor(1);
     archive.add(console, &[])?;
-    let mut order = String::new();
-    for (name, file) in kernel.modules(busybox.is_none()) {
-        archive.file(&format!("lib/modules-throughline/{name}.ko"), 0o644, &fs::read(file)?)?;
-        order.push_str(name);
-        order.push_str(".ko\n");
-    }
-    archive.file("lib/modules-throughline/modules.list", 0o644, order.as_bytes())?;
+    archive.modules("modules.list", kernel.modules(busybox.is_none()))?;
+    archive.modules("network.list", kernel.network_modules())?;
     trailer(archive.to)?.flush()
 }
 
@@ -114,6 +110,17 @@ impl<W: Write> Archive<W> {
         }
         self.file("etc/passwd", 0o644, PASSWD.as_bytes())?;
         self.file("etc/group", 0o644, GROUP.as_bytes())
+    }
+
+    /// Modules, and the list of them in their order.
+    fn modules<'a>(&mut self, list: &str, modules: impl Iterator<Item = (&'a str, PathBuf)>) -> io::Result<()> {
+        let mut order = String::new();
+        for (name, file) in modules {
+            self.file(&format!("lib/modules-throughline/{name}.ko"), 0o644, &fs::read(file)?)?;
+            order.push_str(name);
+            order.push_str(".ko\n");
+        }
+        self.file(&format!("lib/modules-throughline/{list}"), 0o644, order.as_bytes())
     }
 
     fn file(&mut self, path: &str, mode: u32, content: &[u8]) -> io::Result<()> {

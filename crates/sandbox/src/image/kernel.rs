@@ -24,6 +24,8 @@ const EVERY_GUEST: [&str; 2] = ["virtio_pci", "virtio_console"];
 const USERLAND: [&str; 4] = ["virtio_blk", UNNAMED, "erofs", "overlay"];
 /// Needed by another one, which does not name it; taken where there is one.
 const UNNAMED: &str = "crc32c_generic";
+/// What a network needs; taken where there is one. Loaded only in guests that are given a network.
+const NETWORK: &str = "virtio_net";
 const DESCRIPTION: &str = "kernel.json";
 const FILE: &str = "vmlinuz";
 
@@ -49,6 +51,8 @@ struct Description {
     modules: Vec<String>,
     /// After those, by guests with a userland.
     userland: Vec<String>,
+    /// After those of every guest, by guests with a network.
+    network: Vec<String>,
 }
 
 impl Kernel {
@@ -71,10 +75,16 @@ impl Kernel {
         modules.iter().chain(more).map(|name| (name.as_str(), module_file(&self.folder, name)))
     }
 
+    /// Those of a network, besides.
+    pub(super) fn network_modules(&self) -> impl Iterator<Item = (&str, PathBuf)> {
+        self.description.network.iter().map(|name| (name.as_str(), module_file(&self.folder, name)))
+    }
+
     pub(super) fn open(folder: &Path) -> Option<Self> {
         let description = serde_json::from_slice(&fs::read(folder.join(DESCRIPTION)).ok()?).ok()?;
         let kernel = Self { folder: folder.to_path_buf(), description };
-        let whole = kernel.file().is_file() && kernel.modules(true).all(|(_, file)| file.is_file());
+        let whole = kernel.file().is_file()
+            && kernel.modules(true).chain(kernel.network_modules()).all(|(_, file)| file.is_file());
         whole.then_some(kernel)
     }
 }
@@ -195,6 +205,10 @@ fn take(parts: &Parts<'_>, name: String, to: &Path) -> Result<(), ImageError> {
             all.add(name, &mut modules)?;
         }
     }
+    let with_userland = modules.len();
+    if all.has(NETWORK) {
+        all.add(NETWORK, &mut modules)?;
+    }
     for module in &modules {
         let file = module_file(to, &module.name);
         write(&file, &module.bytes)?;
@@ -204,8 +218,9 @@ fn take(parts: &Parts<'_>, name: String, to: &Path) -> Result<(), ImageError> {
         add(&fs::read(&file).map_err(failed)?);
     }
     let mut modules: Vec<String> = modules.into_iter().map(|module| module.name).collect();
+    let network = modules.split_off(with_userland);
     let userland = modules.split_off(every_guest);
-    let description = Description { package: name, digest: hex(&digest.finalize()), modules, userland };
+    let description = Description { package: name, digest: hex(&digest.finalize()), modules, userland, network };
     let text = serde_json::to_vec_pretty(&description).map_err(|error| failed(error.into()))?;
     write(&to.join(DESCRIPTION), &text)
 }

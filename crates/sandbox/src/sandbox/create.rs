@@ -8,7 +8,7 @@ use throughline::{Geometry, Link, Region, Sidecar};
 use super::start::{Starting, identity, region_file};
 use super::{About, Sandbox, Timings};
 use crate::SandboxError;
-use crate::engine::{BootSpec, Engine, Hardware, Qemu, VmConfig};
+use crate::engine::{BootSpec, Engine, Hardware, Net, Qemu, VmConfig};
 use crate::image::Image;
 use crate::places::Places;
 
@@ -58,6 +58,12 @@ impl SandboxBuilder {
     /// Processors of the guest, from 1 to as many as the host has; 1 without this.
     pub fn cpus(mut self, cpus: u32) -> Self {
         self.hardware.cpus = cpus;
+        self
+    }
+
+    /// The guest's network; none without this.
+    pub fn net(mut self, net: Net) -> Self {
+        self.hardware.net = net;
         self
     }
 

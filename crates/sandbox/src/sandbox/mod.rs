@@ -82,6 +82,9 @@ impl Sandbox {
     /// Removes the folders of a sandbox whose process was killed, and so could not. Its machine must have
     /// ended. Nothing happens when there are none.
     pub fn clear(name: &str) -> Result<(), SandboxError> {
+        if let Ok(crate::Known { record: Some(record), .. }) = crate::Known::find(name) {
+            crate::engine::remove_groups(&record.machine.groups);
+        }
         Ok(Places::clear(name)?)
     }
 

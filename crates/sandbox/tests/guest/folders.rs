@@ -17,7 +17,7 @@ const FILES: [&str; 4] = [STATE, RAM, REGION, SIDECAR];
 /// The template comes from a disk; its copies lie on tmpfs.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn vm_restores_a_bundle_that_moved_and_one_that_is_deleted_meanwhile() {
-    watched(async {
+    let test = async {
         let folder = folder();
         let [first, second] = ["first", "a folder, with a strange=name"].map(|name| folder.path().join(name));
         copy_folder(template().await.folder(), &first);
@@ -36,8 +36,8 @@ async fn vm_restores_a_bundle_that_moved_and_one_that_is_deleted_meanwhile() {
             let sandbox = Sandbox::restore(bundle).start().await.unwrap();
             text(&sandbox, "cmp /bin/busybox /tmp/copy").await;
         }
-    })
-    .await;
+    };
+    watched(Box::pin(test)).await;
 }
 
 /// Names, lengths, times of change and checksums.

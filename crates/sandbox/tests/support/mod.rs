@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-use throughline_sandbox::engine::{BootSpec, Engine, Exit, Hardware, LoadSpec, Qemu, Vm, VmConfig};
+use throughline_sandbox::engine::{BootSpec, Engine, Exit, Hardware, LoadSpec, Net, Qemu, Vm, VmConfig};
 use throughline_sandbox::image::{Image, ImageBuilder};
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::net::UnixStream;
@@ -15,7 +15,7 @@ pub const WATCHDOG: Duration = Duration::from_mins(2);
 /// Guest memory in MiB.
 pub const MEMORY: u32 = 256;
 /// What each machine has.
-pub const HARDWARE: Hardware = Hardware { memory_mib: MEMORY, cpus: 1 };
+pub const HARDWARE: Hardware = Hardware { memory_mib: MEMORY, cpus: 1, net: Net::None };
 /// The region's length in bytes.
 pub const REGION: u64 = 64 << 20;
 

@@ -104,7 +104,7 @@ async fn create(name: Option<String>, image: &str, hardware: Hardware) -> Result
     let image = image.to_owned();
     let found = tokio::task::spawn_blocking(move || Images::new().open_or_build(&image, &ImageBuilder::new()));
     let image = found.await.map_err(ShimError::memory)?.map_err(SandboxError::from)?;
-    let builder = Sandbox::builder(image).memory_mib(hardware.memory_mib).cpus(hardware.cpus);
+    let builder = Sandbox::builder(image).memory_mib(hardware.memory_mib).cpus(hardware.cpus).net(hardware.net);
     Ok(name.into_iter().fold(builder, throughline_sandbox::SandboxBuilder::name).create().await?)
 }
 

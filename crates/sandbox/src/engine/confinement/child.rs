@@ -35,6 +35,10 @@ pub(super) struct Steps {
     pub(super) report: RawFd,
     /// Where it writes down which process it is.
     pub(super) paper: Option<RawFd>,
+    /// Where it enters its control groups, and which measures those are.
+    pub(super) groups: Vec<(Measure, RawFd)>,
+    /// Whether it stays in the starter's network.
+    pub(super) network: bool,
     /// Whether threads are counted by user namespace, as Linux 5.14 and later do.
     pub(super) counts_by_namespace: bool,
 }
@@ -55,6 +59,10 @@ const NAMESPACES: [(UnshareFlags, Measure); 5] = [
 impl Steps {
     /// Takes all measures. Refused ones are reported, and left out.
     pub(super) fn take(&self) -> io::Result<()> {
+        // First, so that all memory counts; and with the starter's rights.
+        for (measure, entrance) in &self.groups {
+            self.say(*measure, &enter(*entrance));
+        }
         let mut alone = false;
         if let Some(user) = self.user {
             // Root's rights make namespaces where ordinary users may not have any.
@@ -110,6 +118,9 @@ impl Steps {
     fn namespaces(&self) -> bool {
         let mut last = false;
         for (flag, measure) in NAMESPACES {
+            if self.network && measure == Measure::NetworkNamespace {
+                continue;
+            }
             let taken = unshare(flag);
             last = taken.is_ok();
             self.say(measure, &taken);
@@ -150,6 +161,13 @@ impl Steps {
 fn unshare(flags: UnshareFlags) -> io::Result<()> {
     // SAFETY: no caller unshares descriptors, and this process has one thread.
     unsafe { rustix::thread::unshare_unsafe(flags) }.map_err(Into::into)
+}
+
+#[expect(unsafe_code, reason = "the starter owns the descriptor, and keeps it open until after the exec")]
+fn enter(entrance: RawFd) -> io::Result<()> {
+    // SAFETY: the descriptor is open in this process until it executes the monitor.
+    rustix::io::write(unsafe { BorrowedFd::borrow_raw(entrance) }, b"0")?;
+    Ok(())
 }
 
 fn write(path: &std::ffi::CStr, bytes: &[u8]) -> io::Result<()> {

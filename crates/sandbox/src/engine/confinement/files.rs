@@ -11,6 +11,8 @@ use landlock::{
     RulesetCreated, RulesetCreatedAttr, Scope,
 };
 
+use crate::engine::Net;
+
 /// The newest rules that are asked for; older kernels keep what they know of.
 const NEWEST: ABI = ABI::V6;
 /// Where programs, libraries and firmware lie.
@@ -62,18 +64,26 @@ impl Shared {
     }
 }
 
+/// What a network's resolver reads.
+const RESOLVER: &str = "/etc/resolv.conf";
+
 /// The rules for a monitor; why there are none, where the kernel does not know such.
-pub(super) fn rules(binary: &Path, shared: &[Shared]) -> Result<OwnedFd, String> {
+pub(super) fn rules(binary: &Path, shared: &[Shared], net: Net) -> Result<OwnedFd, String> {
     let failed = |error: &dyn std::error::Error| format!("the rules could not be made: {error}");
-    let created = create(binary, shared).map_err(|error| failed(&error))?;
+    let created = create(binary, shared, net).map_err(|error| failed(&error))?;
     Option::<OwnedFd>::from(created).ok_or_else(|| "this kernel runs without Landlock (add it to lsm=)".into())
 }
 
-fn create(binary: &Path, shared: &[Shared]) -> Result<RulesetCreated, landlock::RulesetError> {
+fn create(binary: &Path, shared: &[Shared], net: Net) -> Result<RulesetCreated, landlock::RulesetError> {
+    let connections = match net {
+        Net::None => AccessNet::from_all(NEWEST),
+        // It connects, for its guest; nobody connects to it.
+        Net::User => AccessNet::BindTcp.into(),
+    };
     let mut rules = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(NEWEST))?
-        .handle_access(AccessNet::from_all(NEWEST))?
+        .handle_access(connections)?
         .scope(Scope::from_all(NEWEST))?
         .create()?;
     let beside = binary.canonicalize().ok().and_then(|path| path.parent().map(Path::to_path_buf));
@@ -82,6 +92,9 @@ fn create(binary: &Path, shared: &[Shared]) -> Result<RulesetCreated, landlock::
     }
     for path in DEVICES {
         rules = allow_path(rules, Path::new(path), AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::IoctlDev)?;
+    }
+    if net == Net::User {
+        rules = allow_path(rules, Path::new(RESOLVER), AccessFs::ReadFile.into())?;
     }
     for shared in shared {
         let access = match shared.wanted {

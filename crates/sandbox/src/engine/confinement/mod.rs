@@ -16,13 +16,16 @@ use serde::{Deserialize, Serialize};
 
 mod child;
 mod files;
+mod group;
 mod start;
 #[cfg(test)]
 mod tests;
 
 pub(super) use files::{Shared, Wanted};
-pub(super) use start::Plan;
+pub(super) use group::Limits;
+pub(crate) use group::remove as remove_groups;
 pub(crate) use start::try_confinement;
+pub(super) use start::{Plan, Started};
 
 /// One thing that a monitor is kept from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -53,11 +56,15 @@ pub enum Measure {
     Limits,
     /// It makes no system call that it does not need (seccomp).
     SystemCalls,
+    /// It takes no more memory than its machine needs (cgroup).
+    MemoryGroup,
+    /// It takes no more of the processors' time than its machine needs (cgroup).
+    ProcessorGroup,
 }
 
 impl Measure {
     /// All of them, in the order in which they are shown.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::User,
         Self::UserNamespace,
         Self::PidNamespace,
@@ -70,6 +77,8 @@ impl Measure {
         Self::Capabilities,
         Self::Limits,
         Self::SystemCalls,
+        Self::MemoryGroup,
+        Self::ProcessorGroup,
     ];
 }
 
@@ -88,6 +97,8 @@ impl fmt::Display for Measure {
             Self::Capabilities => "capabilities",
             Self::Limits => "limits",
             Self::SystemCalls => "system calls",
+            Self::MemoryGroup => "memory cgroup",
+            Self::ProcessorGroup => "cpu cgroup",
         })
     }
 }
@@ -101,6 +112,9 @@ pub struct Outcome {
     pub in_force: bool,
     /// What holds, or why it does not: a phrase for people.
     pub detail: String,
+    /// Whether it does not hold because the caller asked for what it forbids.
+    #[serde(default)]
+    pub waived: bool,
 }
 
 /// What a monitor is kept from, and what not.
@@ -122,11 +136,43 @@ impl Confinement {
         self.of(measure).is_some_and(|outcome| outcome.in_force)
     }
 
+    /// In a few words: `full`, or what is missing; and what was waived, as the caller asked for what it forbids.
+    pub fn summary(&self) -> String {
+        const NAMED: usize = 2;
+        let missing: Vec<_> = self
+            .measures
+            .iter()
+            .filter(|outcome| !outcome.in_force && !outcome.waived)
+            .map(|out| out.measure)
+            .collect();
+        let waived = self.measures.iter().filter(|outcome| outcome.waived).map(|outcome| outcome.measure);
+        let waived = waived.fold(String::new(), |text, measure| format!("{text}, but for the {measure}"));
+        let held = self.measures.len() - missing.len();
+        match missing.as_slice() {
+            [] if self.measures.is_empty() => "none".to_owned(),
+            [] => format!("full{waived}"),
+            [Measure::MemoryGroup, Measure::ProcessorGroup] => format!("partial (no cgroup){waived}"),
+            few if few.len() <= NAMED => {
+                let names: Vec<_> = few.iter().map(|measure| format!("no {measure}")).collect();
+                format!("partial ({}){waived}", names.join(", "))
+            }
+            _ => format!("partial ({held} of {}){waived}", self.measures.len()),
+        }
+    }
+
     pub(super) fn record(&mut self, measure: Measure, outcome: Result<String, String>) {
         let in_force = outcome.is_ok();
         let detail = outcome.unwrap_or_else(|why| why);
-        self.measures.retain(|known| known.measure != measure);
-        self.measures.push(Outcome { measure, in_force, detail });
+        self.put(Outcome { measure, in_force, detail, waived: false });
+    }
+
+    fn waive(&mut self, measure: Measure, why: &str) {
+        self.put(Outcome { measure, in_force: false, detail: why.to_owned(), waived: true });
+    }
+
+    fn put(&mut self, outcome: Outcome) {
+        self.measures.retain(|known| known.measure != outcome.measure);
+        self.measures.push(outcome);
         let place = |measure: Measure| Measure::ALL.iter().position(|known| *known == measure);
         self.measures.sort_by_key(|outcome| place(outcome.measure));
     }

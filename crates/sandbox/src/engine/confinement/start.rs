@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use rustix::process::{getegid, geteuid};
@@ -13,13 +13,16 @@ use rustix::thread::{Gid, Uid};
 
 use super::child::{Become, PID, Steps};
 use super::files::{self, Shared};
+use super::group::{self, Groups, Limits};
 use super::{Confinement, Measure, refused};
+use crate::engine::{Accelerator, Hardware, Net};
 
 /// The first of the users, and the group, that monitors run as when root starts them. Nobody's: above the ranges that
 /// distributions, containers and service managers give away.
 const FIRST_USER: u32 = 0x7000_0000;
 /// How many users there are: two machines share one rarely, which costs them nothing but one of many walls.
 const USERS: u64 = 0x1_0000;
+const NETWORK_ASKED_FOR: &str = "the host's, as a network was asked for: it connects wherever its user may, to this host's loopback too, and listens for no TCP";
 /// Descriptors from here on are not replaced by those that the monitor inherits.
 const HIGH: i32 = 64;
 
@@ -31,28 +34,46 @@ pub(in crate::engine) struct Plan<'a> {
     pub(in crate::engine) folder: &'a Path,
     /// Files that it opens by their descriptors.
     pub(in crate::engine) shared: Vec<Shared>,
+    /// The network that its guest is given.
+    pub(in crate::engine) net: Net,
+    /// How much memory and time it gets.
+    pub(in crate::engine) limits: Limits,
     /// Whether it opens /dev/kvm.
     pub(in crate::engine) kvm: bool,
     /// Where it is to write down which process it is, before it is anything else.
     pub(in crate::engine) paper: Option<File>,
 }
 
+/// A monitor that was started.
+pub(in crate::engine) struct Started {
+    /// Its process id, as this process sees it. It is our child.
+    pub(in crate::engine) pid: i32,
+    /// What became of each measure.
+    pub(in crate::engine) confinement: Confinement,
+    /// The control groups that it is in: to be removed when it has ended.
+    pub(in crate::engine) groups: Vec<PathBuf>,
+}
+
 impl Plan<'_> {
-    /// Starts `command`, and returns its process id, as this process sees it. It is our child.
-    pub(in crate::engine) fn spawn(&self, command: &mut Command) -> io::Result<(i32, Confinement)> {
+    /// Starts `command`.
+    pub(in crate::engine) fn spawn(&self, command: &mut Command) -> io::Result<Started> {
         let mut confinement = Confinement::default();
         for measure in Measure::ALL {
             confinement.record(measure, Err("the monitor did not say".into()));
         }
         let user = self.user();
-        let rules = files::rules(self.binary, &self.shared)
+        let rules = files::rules(self.binary, &self.shared, self.net)
             .and_then(|rules| high(rules.as_fd()).map_err(|error| refused("the rules could not be kept", &error)));
         let (report, low) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
         let sender = high(low.as_fd())?;
         // The report ends when nobody can write to it any more.
         drop(low);
         let paper = self.paper.as_ref().map(high).transpose()?;
-        let steps = steps(user.as_ref().ok().copied().flatten(), rules.as_ref().ok(), &sender, paper.as_ref());
+        let groups = Groups::make(self.limits, |measure, why| confinement.record(measure, Err(why)));
+        let network = self.net == Net::User;
+        let mut steps = steps(user.as_ref().ok().copied().flatten(), rules.as_ref().ok(), &sender, network);
+        steps.groups = groups.0.iter().map(|group| (group.measure, group.entrance.as_raw_fd())).collect();
+        steps.paper = paper.as_ref().map(AsRawFd::as_raw_fd);
         confine(command, steps);
         let mut child = command.spawn()?;
         drop(sender);
@@ -68,8 +89,13 @@ impl Plan<'_> {
         for line in &lines {
             let measure = usize::try_from(line[0]).ok().and_then(|place| Measure::ALL.get(place));
             if let Some(measure) = measure {
-                confinement.record(*measure, outcome(*measure, line[1]));
+                let group = groups.0.iter().find(|group| group.measure == *measure);
+                let good = group.map_or_else(|| held(*measure).to_owned(), |group| group.detail.clone());
+                confinement.record(*measure, outcome(*measure, line[1]).map(|()| good));
             }
+        }
+        if network {
+            confinement.waive(Measure::NetworkNamespace, NETWORK_ASKED_FOR);
         }
         if let Err(why) = rules {
             confinement.record(Measure::Files, Err(why));
@@ -79,7 +105,7 @@ impl Plan<'_> {
             Ok(None) => confinement.record(Measure::User, Ok("the user who started it, who is not root".into())),
             Err(why) => confinement.record(Measure::User, Err(why)),
         }
-        Ok((pid, confinement))
+        Ok(Started { pid, confinement, groups: groups.keep() })
     }
 
     /// Whom the monitor shall become, if anybody.
@@ -109,7 +135,7 @@ fn kvm_group() -> Result<Option<Gid>, String> {
     }
 }
 
-fn steps(user: Option<Become>, rules: Option<&OwnedFd>, report: &OwnedFd, paper: Option<&OwnedFd>) -> Steps {
+fn steps(user: Option<Become>, rules: Option<&OwnedFd>, report: &OwnedFd, network: bool) -> Steps {
     let (uid, gid) = user.map_or((geteuid(), getegid()), |user| (user.user, user.group));
     let map = |id: u32| format!("{id} {id} 1\n").into_bytes();
     Steps {
@@ -118,7 +144,9 @@ fn steps(user: Option<Become>, rules: Option<&OwnedFd>, report: &OwnedFd, paper:
         group_map: map(gid.as_raw()),
         rules: rules.map(AsRawFd::as_raw_fd),
         report: report.as_raw_fd(),
-        paper: paper.map(AsRawFd::as_raw_fd),
+        paper: None,
+        groups: Vec::new(),
+        network,
         counts_by_namespace: release() >= (5, 14),
     }
 }
@@ -131,7 +159,8 @@ fn release() -> (u32, u32) {
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
-fn high(fd: impl AsFd) -> io::Result<OwnedFd> {
+/// The same file under a descriptor that the monitor's do not replace.
+pub(super) fn high(fd: impl AsFd) -> io::Result<OwnedFd> {
     Ok(rustix::io::fcntl_dupfd_cloexec(fd, HIGH)?)
 }
 
@@ -146,7 +175,7 @@ fn read(report: OwnedFd) -> io::Result<Vec<[i32; 2]>> {
         .collect())
 }
 
-fn outcome(measure: Measure, error: i32) -> Result<String, String> {
+fn outcome(measure: Measure, error: i32) -> Result<(), String> {
     if error != 0 {
         let error = io::Error::from_raw_os_error(error);
         let mend = match measure {
@@ -157,7 +186,12 @@ fn outcome(measure: Measure, error: i32) -> Result<String, String> {
         };
         return Err(format!("{error}{mend}"));
     }
-    Ok(match measure {
+    Ok(())
+}
+
+/// What it means that a measure holds.
+fn held(measure: Measure) -> &'static str {
+    match measure {
         Measure::User => "a user of its own, who owns nothing",
         Measure::Files => "opens its program's files and its machine's; creates none",
         Measure::Capabilities => "none, and none to be gained",
@@ -165,7 +199,6 @@ fn outcome(measure: Measure, error: i32) -> Result<String, String> {
         Measure::NoNewPrivileges => "set",
         _ => "its own",
     }
-    .into())
 }
 
 #[expect(unsafe_code, reason = "a process can only confine itself, between fork and exec")]
@@ -180,10 +213,12 @@ pub(crate) fn try_confinement() -> io::Result<Confinement> {
     let binary = Path::new("/bin/true");
     let mut command = Command::new(binary);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    let plan = Plan { binary, folder: &folder, shared: Vec::new(), kvm: false, paper: None };
-    let (pid, confinement) = plan.spawn(&mut command)?;
-    if let Some(pid) = rustix::process::Pid::from_raw(pid) {
+    let limits = Limits::of(Hardware::default(), 0, Accelerator::Kvm);
+    let plan = Plan { binary, folder: &folder, shared: Vec::new(), kvm: false, paper: None, net: Net::None, limits };
+    let started = plan.spawn(&mut command)?;
+    if let Some(pid) = rustix::process::Pid::from_raw(started.pid) {
         rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty())?;
     }
-    Ok(confinement)
+    group::remove(&started.groups);
+    Ok(started.confinement)
 }

@@ -11,7 +11,7 @@ use command_fds::{CommandFdExt, FdMapping};
 
 use super::console::{CONSOLE, MESSAGES};
 use crate::engine::confinement::{Shared, Wanted};
-use crate::engine::{BELL_NAME, EngineError, Machine, REGION_ADDRESS, VmConfig};
+use crate::engine::{Accelerator, BELL_NAME, EngineError, Machine, Net, REGION_ADDRESS, VmConfig};
 use crate::image::Image;
 use crate::sockets;
 
@@ -41,6 +41,9 @@ const INITRAMFS_FD: i32 = 18;
 const KERNEL_ARGUMENTS: &str = "console=ttyS0 reboot=t panic=-1 tsc=reliable quiet mitigations=off nokaslr \
      no_timer_check cryptomgr.notests 8250.nr_uarts=1 psi=0 nowatchdog audit=0 lsm=landlock,yama \
      swiotlb=noforce";
+
+/// Where the guest is in QEMU's network: its address, the way out, the resolver.
+const NETWORK_ARGUMENT: &str = " throughline.net=10.0.2.15/24,10.0.2.2,10.0.2.3";
 
 /// How the RAM's file is mapped.
 #[derive(Clone, Copy)]
@@ -93,14 +96,18 @@ impl Builder {
                 rootfs.try_clone().map_err(|e| EngineError::io("share the root file system for", folder, e))?;
             builder.disk(rootfs);
         }
+        builder.network(config.hardware.net);
         Ok(builder)
     }
 
     /// Adds what a booting machine needs.
-    pub(super) fn boot(mut self, image: &Image, region: u64, extra: &[String]) -> Result<Self, EngineError> {
+    pub(super) fn boot(mut self, image: &Image, region: u64, net: Net, extra: &[String]) -> Result<Self, EngineError> {
         let mut append = format!("{KERNEL_ARGUMENTS} throughline.region={REGION_ADDRESS:#x},{region}");
         if image.rootfs().is_some() {
             append.push_str(" throughline.root=/dev/vda");
+        }
+        if net == Net::User {
+            append.push_str(NETWORK_ARGUMENT);
         }
         for word in extra {
             append.push(' ');
@@ -143,12 +150,15 @@ impl Builder {
     }
 
     fn board(&mut self, machine: &Machine, cpus: u32) {
-        let accelerator = super::probe::accelerator_argument(machine.accelerator);
+        let accelerator = match machine.accelerator {
+            Accelerator::Kvm => "kvm".to_owned(),
+            Accelerator::Tcg => format!("tcg,tb-size={}", Accelerator::TRANSLATED_MIB),
+        };
         // The saved stream is the devices' sections alone: no configuration, no description.
         let board = format!("{},{},mem-merge=off,memory-backend=ram0", machine.machine_type, super::probe::BOARD);
         let processor = machine.cpu_model.split(':').next().unwrap_or_default();
         self.command
-            .args(["-M", &board, "-accel", accelerator, "-cpu", processor])
+            .args(["-M", &board, "-accel", &accelerator, "-cpu", processor])
             .args(["-smp", &format!("{cpus},sockets=1,cores={cpus},threads=1")])
             .args(["-global", "migration.send-configuration=off"])
             .args(["-display", "none", "-no-user-config", "-nodefaults", "-no-reboot"])
@@ -176,6 +186,15 @@ impl Builder {
             .args(["-add-fd", &format!("fd={ROOTFS_FD},set=1")])
             .args(["-blockdev", "driver=file,node-name=rootfs,filename=/dev/fdset/1,read-only=on,locking=off"])
             .args(["-device", "virtio-blk-pci,drive=rootfs,id=disk0"]);
+    }
+
+    /// A card on a network that QEMU itself makes: address translation, without any way in. IPv4 only.
+    fn network(&mut self, net: Net) {
+        if net == Net::User {
+            self.command
+                .args(["-netdev", "user,id=net0,ipv6=off"])
+                .args(["-device", "virtio-net-pci,netdev=net0,id=card0,romfile="]);
+        }
     }
 
     fn channels(&mut self) {

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use async_trait::async_trait;
 use tokio::sync::OnceCell;
 
-use super::confinement::Plan;
+use super::confinement::{Limits, Plan, Started};
 use super::{BootSpec, Capabilities, Engine, EngineError, LoadSpec, Machine, RamRecord, Vm, VmConfig, VmRecord};
 
 mod command;
@@ -97,11 +97,13 @@ impl Qemu {
     async fn start(&self, builder: Builder, record: Start) -> Result<QemuVm, EngineError> {
         let (binary, _) = self.known().await?;
         let (mut command, shared) = builder.finish()?;
+        let region = region_length(&record.config)?;
         let Start { config: VmConfig { folder, hardware, .. }, ram, machine } = record;
         let kvm = machine.accelerator == super::Accelerator::Kvm;
         let paper = note(&folder).map_err(|source| EngineError::io("name the monitor in", &folder, source))?;
-        let plan = Plan { binary, folder: &folder, shared, kvm, paper: Some(paper) };
-        let (process, confinement) = Process::spawn_confined(&mut command, &plan)
+        let limits = Limits::of(hardware, region, machine.accelerator);
+        let plan = Plan { binary, folder: &folder, shared, kvm, net: hardware.net, limits, paper: Some(paper) };
+        let (process, Started { confinement, groups, .. }) = Process::spawn_confined(&mut command, &plan)
             .map_err(|source| EngineError::io("start the monitor", binary, source))?;
         drop(plan);
         // It has the descriptors now; while we held the sockets open, a connection to a dead
@@ -116,8 +118,9 @@ impl Qemu {
             ram,
             machine,
             confinement,
+            groups,
         };
-        let watched = Watched::new(process, &record.folder)?;
+        let watched = Watched::new(process, &record)?;
         let starting = Starting(Some(watched));
         starting.connect(record).await
     }
@@ -168,7 +171,7 @@ impl Engine for Qemu {
         let file = create_ram(&ram, config.hardware.memory_mib)?;
         let region = region_length(&config)?;
         let builder = Builder::new(binary, machine, &config, file, Mapping::Shared)?;
-        let builder = builder.boot(image, region, &kernel_arguments)?;
+        let builder = builder.boot(image, region, config.hardware.net, &kernel_arguments)?;
         let start = Start { config, ram: RamRecord::Shared(ram), machine: machine.clone() };
         Ok(Box::new(self.start(builder, start).await?))
     }
@@ -198,7 +201,7 @@ impl Engine for Qemu {
         let found = Process::find(record.pid, record.start_time);
         let process = found.map_err(|source| EngineError::io("find the monitor of", &record.folder, source))?;
         let process = process.ok_or(EngineError::Gone { pid: record.pid })?;
-        let watched = Watched::new(process, &record.folder)?;
+        let watched = Watched::new(process, record)?;
         let qmp = watched.or_ended("answer", Qmp::connect(&record.folder, CONTROL)).await?;
         Ok(Box::new(QemuVm::new(watched, qmp, record.clone())))
     }

@@ -3,8 +3,10 @@
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::time::Duration;
 
 use procfs::process::Process as Stat;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
 use rustix::process::{
     Pid, PidfdFlags, Resource, Rlimit, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, setrlimit, setsid,
@@ -12,7 +14,7 @@ use rustix::process::{
 };
 use tokio::io::unix::AsyncFd;
 
-use crate::engine::confinement::{Confinement, Plan};
+use crate::engine::confinement::{Plan, Started};
 
 /// The largest file that a monitor may write, in bytes. Logs that the guest can fill stop here;
 /// the device state, some 70 KB, is far below. RAM and region are mapped, not written.
@@ -47,10 +49,10 @@ impl Process {
     }
 
     /// Does the same under confinement.
-    pub(super) fn spawn_confined(command: &mut Command, plan: &Plan<'_>) -> io::Result<(Self, Confinement)> {
+    pub(super) fn spawn_confined(command: &mut Command, plan: &Plan<'_>) -> io::Result<(Self, Started)> {
         detach(command);
-        let (pid, confinement) = plan.spawn(command)?;
-        Ok((Self::open(pid)?, confinement))
+        let started = plan.spawn(command)?;
+        Ok((Self::open(started.pid)?, started))
     }
 
     /// Finds a running process; None when it is gone, or when its pid means another one now.
@@ -90,6 +92,14 @@ impl Process {
     /// Waits for the end. Reaps the process where it is our child. Cancel-safe.
     pub(super) async fn ended(&self) -> io::Result<()> {
         self.descriptor.readable().await.map(|_| ())
+    }
+
+    /// Waits for the end, for so long at the most; blocks.
+    pub(super) fn wait(&self, longest: Duration) {
+        let longest = Timespec { tv_sec: longest.as_secs().cast_signed(), tv_nsec: longest.subsec_nanos().into() };
+        let mut files = [PollFd::new(self.descriptor.get_ref(), PollFlags::IN)];
+        // An early return costs whoever waits a look too early.
+        let _ = poll(&mut files, Some(&longest));
     }
 
     /// Reaps the process, which has ended. The second call knows nothing.

@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use procfs::process::{MMapPath, Process as Proc};
@@ -23,31 +24,62 @@ use crate::sockets;
 /// What the kernel prints when it panics.
 const PANIC: &str = "Kernel panic - not syncing";
 
+/// How long a process may take to end once it was told to.
+const ENDING: Duration = Duration::from_secs(5);
+
 /// A process whose end is noticed, and whose console stays small, while the runtime lives.
+#[derive(Clone)]
 pub(super) struct Watched {
     process: Arc<Process>,
-    folder: std::path::PathBuf,
+    folder: PathBuf,
+    groups: Vec<PathBuf>,
     status: watch::Receiver<Option<Status>>,
+}
+
+/// Removes a process's control groups once it has ended, when this is dropped: soon, as it was told to end.
+struct Ending {
+    process: Arc<Process>,
+    groups: Vec<PathBuf>,
+}
+
+impl Ending {
+    /// Does so without keeping a runtime waiting, where there is one. It waits for that itself before it goes.
+    fn soon(self) {
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn_blocking(move || drop(self));
+        }
+    }
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.process.wait(ENDING);
+        crate::engine::remove_groups(&self.groups);
+    }
 }
 
 impl Watched {
     /// Starts watching.
-    pub(super) fn new(process: Process, folder: &Path) -> Result<Self, EngineError> {
+    pub(super) fn new(process: Process, record: &VmRecord) -> Result<Self, EngineError> {
+        let (folder, groups) = (record.folder.as_path(), record.groups.clone());
         let console = Watch::new(folder).map_err(|source| EngineError::io("watch the console in", folder, source));
         let console = console.inspect_err(|_| {
-            // Nobody would know of it.
+            // Nobody would know of it. Its groups are removed when others are made.
             let _ = process.kill();
         })?;
         let process = Arc::new(process);
         let (sender, status) = watch::channel(None);
-        tokio::spawn(attend(Arc::clone(&process), console, sender));
-        Ok(Self { process, folder: folder.to_path_buf(), status })
+        tokio::spawn(attend(Arc::clone(&process), console, groups.clone(), sender));
+        Ok(Self { process, folder: folder.to_path_buf(), groups, status })
     }
 
     /// Ends the process without waiting for it.
     pub(super) fn end(&self) {
         if let Err(error) = self.process.kill() {
             tracing::warn!(pid = self.process.pid(), %error, "the monitor could not be ended");
+        }
+        if !self.groups.is_empty() {
+            Ending { process: Arc::clone(&self.process), groups: self.groups.clone() }.soon();
         }
     }
 
@@ -95,7 +127,7 @@ impl Watched {
     }
 }
 
-async fn attend(process: Arc<Process>, console: Watch, status: watch::Sender<Option<Status>>) {
+async fn attend(process: Arc<Process>, console: Watch, groups: Vec<PathBuf>, status: watch::Sender<Option<Status>>) {
     let mut watching = true;
     loop {
         tokio::select! {
@@ -115,7 +147,10 @@ async fn attend(process: Arc<Process>, console: Watch, status: watch::Sender<Opt
             }
         }
     }
-    status.send_replace(Some(process.reap()));
+    let ended = process.reap();
+    // What counts as its end has ended with it.
+    let _ = tokio::task::spawn_blocking(move || crate::engine::remove_groups(&groups)).await;
+    status.send_replace(Some(ended));
 }
 
 fn reason(status: Status, seen: &Seen, console: &str) -> ExitReason {
@@ -142,7 +177,7 @@ pub(super) struct QemuVm {
 
 /// Ends the monitor unless told otherwise.
 pub(super) struct EndOnDrop {
-    process: Arc<Process>,
+    watched: Watched,
     armed: AtomicBool,
 }
 
@@ -155,10 +190,8 @@ impl EndOnDrop {
 
 impl Drop for EndOnDrop {
     fn drop(&mut self) {
-        if self.armed.load(Ordering::Relaxed)
-            && let Err(error) = self.process.kill()
-        {
-            tracing::warn!(pid = self.process.pid(), %error, "the monitor could not be ended");
+        if self.armed.load(Ordering::Relaxed) {
+            self.watched.end();
         }
     }
 }
@@ -169,7 +202,7 @@ impl QemuVm {
     }
 
     pub(super) fn ended_on_drop(&self) -> EndOnDrop {
-        EndOnDrop { process: Arc::clone(&self.watched.process), armed: AtomicBool::new(true) }
+        EndOnDrop { watched: self.watched.clone(), armed: AtomicBool::new(true) }
     }
 
     pub(super) async fn loaded(&self) -> Result<(), EngineError> {
