@@ -28,7 +28,7 @@ const PAUSE: Duration = Duration::from_millis(1);
 pub enum NetworkError {
     /// It did not appear.
     #[error(
-        "no network card {CARD} appeared within {} s; has the image the kernel's virtio_net? Build it anew, or go without a network",
+        "no network card {CARD} appeared within {} s; has the image the kernel's virtio_net? Build it anew (`throughline image build`), or go without a network",
         .0.as_secs()
     )]
     Missing(Duration),
