@@ -3,17 +3,15 @@
 //! A claim is a lock on a file of the name's own. The system lets go of it when its holder dies, and all that the holder
 //! was just starting have come to their programs or have ended: whoever gets the claim next knows all that was left.
 
-use std::fs::{self, DirBuilder, File, TryLockError};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use throughline::Holder;
 
-/// The folder of the claims, beside those of the sandboxes' memory. No sandbox has such a name.
-const CLAIMS: &str = ".claims";
 /// How long whoever must have a claim waits for it.
 const DEADLINE: Duration = Duration::from_secs(10);
 /// Between two looks.
@@ -23,7 +21,7 @@ const LOOK: Duration = Duration::from_millis(2);
 #[derive(Debug)]
 pub(crate) struct Claim {
     /// Locked.
-    _file: File,
+    file: File,
     path: PathBuf,
 }
 
@@ -31,14 +29,27 @@ pub(crate) struct Claim {
 pub(crate) enum Try {
     /// The claim.
     Got(Claim),
-    /// Somebody has it; a process, if that is known and lives.
+    /// Somebody has it; a creator, if that is known and lives.
     Held(Option<u32>),
 }
 
 impl Claim {
-    /// Takes the claim; if a living process has it, says at once which. What a dying one still holds is waited for.
+    /// The file, beside the folder of the sandbox's memory. No sandbox has such a name.
+    pub(crate) fn path(memory: &Path, name: &str) -> PathBuf {
+        memory.join(format!(".{name}"))
+    }
+
+    /// Takes the claim; if a living creator has it, says at once which. What a dying one still holds is waited for.
     pub(crate) fn take(memory: &Path, name: &str) -> io::Result<Try> {
         wait(memory, name, |holder| holder.is_some())
+    }
+
+    /// Says who holds it, and will for a while: a creator. Whoever removes something does not, and is waited for.
+    pub(crate) fn sign(&mut self) -> io::Result<()> {
+        let stat = procfs::process::Process::myself().and_then(|process| process.stat()).map_err(io::Error::other)?;
+        self.file.set_len(0)?;
+        self.file.rewind()?;
+        write!(self.file, "{} {}", stat.pid, stat.starttime)
     }
 
     /// Takes the claim as soon as whoever has it lets go.
@@ -59,25 +70,17 @@ impl Drop for Claim {
 }
 
 fn wait(memory: &Path, name: &str, enough: impl Fn(Option<u32>) -> bool) -> io::Result<Try> {
-    let folder = memory.join(CLAIMS);
-    match DirBuilder::new().mode(0o700).create(&folder) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-        _ => {}
-    }
-    let path = folder.join(name);
+    let path = Claim::path(memory, name);
     let deadline = Instant::now() + DEADLINE;
     loop {
-        let mut file = File::options().create(true).truncate(false).read(true).write(true).open(&path)?;
+        let file = File::options().create(true).truncate(false).read(true).write(true).open(&path)?;
         match file.try_lock() {
-            Ok(()) if is_at(&file, &path)? => {
-                sign(&mut file)?;
-                return Ok(Try::Got(Claim { _file: file, path }));
-            }
+            Ok(()) if is_at(&file, &path)? => return Ok(Try::Got(Claim { file, path })),
             // Its last holder removed it after it was opened here.
             Ok(()) => continue,
             Err(TryLockError::Error(error)) => return Err(error),
             Err(TryLockError::WouldBlock) => {
-                let holder = holder(&mut file);
+                let holder = holder(&file);
                 if enough(holder) || Instant::now() >= deadline {
                     return Ok(Try::Held(holder));
                 }
@@ -96,16 +99,8 @@ fn is_at(file: &File, path: &Path) -> io::Result<bool> {
     }
 }
 
-/// Says who holds it.
-fn sign(file: &mut File) -> io::Result<()> {
-    let stat = procfs::process::Process::myself().and_then(|process| process.stat()).map_err(io::Error::other)?;
-    file.set_len(0)?;
-    file.rewind()?;
-    write!(file, "{} {}", stat.pid, stat.starttime)
-}
-
 /// The process that holds it, if it lives and has said so.
-fn holder(file: &mut File) -> Option<u32> {
+fn holder(file: &File) -> Option<u32> {
     let mut text = String::new();
     file.take(64).read_to_string(&mut text).ok()?;
     let (pid, started) = text.split_once(' ')?;

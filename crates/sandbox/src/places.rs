@@ -66,19 +66,20 @@ pub(crate) struct Places {
     /// Whether the folders stay.
     kept: AtomicBool,
     /// While it is being created.
-    claim: Option<Claim>,
+    claim: Option<Box<Claim>>,
 }
 
 impl Places {
     /// Claims a name. Of two at once, one gets it.
     pub(crate) fn claim(name: &str) -> Result<Self, PlaceError> {
         let mut this = Self::of(name)?;
-        let claim = this.claimed(Claim::take)?;
+        let mut claim = this.claimed(Claim::take)?;
         if this.exists() {
             return Err(PlaceError::Taken(name.to_owned()));
         }
+        claim.sign().map_err(|source| PlaceError::Io { path: Claim::path(this.all(), name), source })?;
         this.wipe()?;
-        (this.claim, this.kept) = (Some(claim), false.into());
+        (this.claim, this.kept) = (Some(Box::new(claim)), false.into());
         this.create().map_err(|source| PlaceError::Io { path: this.memory.clone(), source })?;
         Ok(this)
     }
@@ -86,7 +87,9 @@ impl Places {
     /// The folders of a sandbox that exists, or is being created. They stay unless [`end`](Self::end) says otherwise.
     pub(crate) fn open(name: &str) -> Result<Self, PlaceError> {
         let this = Self::of(name)?;
-        if this.runtime.is_dir() || this.memory.is_dir() { Ok(this) } else { Err(PlaceError::Missing(name.to_owned())) }
+        let claim = Claim::path(this.all(), name);
+        let found = this.runtime.is_dir() || this.memory.is_dir() || claim.exists();
+        if found { Ok(this) } else { Err(PlaceError::Missing(name.to_owned())) }
     }
 
     fn of(name: &str) -> Result<Self, PlaceError> {
@@ -99,11 +102,16 @@ impl Places {
     }
 
     fn claimed(&self, take: impl FnOnce(&Path, &str) -> io::Result<Try>) -> Result<Claim, PlaceError> {
-        let all = self.memory.parent().unwrap_or(Path::new("/"));
+        let all = self.all();
         match take(all, &self.name).map_err(|source| PlaceError::Io { path: all.join(&self.name), source })? {
             Try::Got(claim) => Ok(claim),
             Try::Held(process) => Err(PlaceError::Busy { name: self.name.clone(), process }),
         }
+    }
+
+    /// The folder of all sandboxes' memory.
+    fn all(&self) -> &Path {
+        self.memory.parent().unwrap_or(Path::new("/"))
     }
 
     fn exists(&self) -> bool {
@@ -197,7 +205,9 @@ impl Places {
             let entries = fs::read_dir(&folder).map_err(|source| PlaceError::Io { path: folder, source })?;
             names.extend(entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()));
         }
-        names.retain(|name| is_name(name));
+        // Of some there is no more than a claim.
+        let names = names.iter().map(|name| name.strip_prefix('.').unwrap_or(name).to_owned());
+        let mut names: Vec<_> = names.filter(|name| is_name(name)).collect();
         names.sort();
         names.dedup();
         Ok(names)
@@ -219,7 +229,7 @@ impl Drop for Places {
             return;
         }
         // Without it, too: what is still there is this one's.
-        let _claim = self.claim.take().map_or_else(|| self.claimed(Claim::wait), Ok);
+        let _claim = self.claim.take().map_or_else(|| self.claimed(Claim::wait).map(Box::new), Ok);
         if let Err(error) = self.wipe() {
             tracing::warn!(%error, "a sandbox's folder was left behind");
         }

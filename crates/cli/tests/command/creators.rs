@@ -46,7 +46,9 @@ fn as_if_nothing_had_been(name: &Name) -> bool {
         true
     });
     assert_eq!(machines(&name.0), [0; 0], "a machine is left");
-    for place in places(&name.0) {
+    let [memory, runtime] = places(&name.0);
+    let claim = memory.parent().unwrap().join(format!(".{}", name.0));
+    for place in [memory, runtime, claim] {
         assert!(!place.exists(), "{} is left", place.display());
     }
     ready
@@ -65,7 +67,7 @@ fn has_at_least(path: &Path, bytes: u64) -> bool {
 fn vm_main_path_a_creator_killed_at_any_step_leaves_its_name_free_and_no_machine() {
     let name = Name::new("creator");
     let [memory, runtime] = places(&name.0);
-    let claim = memory.parent().unwrap().join(".claims").join(&name.0);
+    let claim = memory.parent().unwrap().join(format!(".{}", name.0));
     let current = memory.join("current");
     let steps = [
         (claim, 0),
