@@ -91,6 +91,7 @@ fn streamed(sandbox: &Running, file: &Path) -> Result<f64> {
 
 /// Removes the copy, if it is whole.
 fn drop_copy(sandbox: &Running) -> Result<()> {
-    let script = format!("[ $(wc -c </tmp/copy) = {BYTES} ] && rm /tmp/copy");
+    // Not `wc`: busybox's looks at each byte, which takes longer than the copy.
+    let script = format!("[ $(stat -c %s /tmp/copy) = {BYTES} ] && rm /tmp/copy");
     sandbox.run(&["exec", &sandbox.name, "--", "sh", "-c", &script]).context("the copy is not whole")
 }
