@@ -16,6 +16,16 @@ pub enum Event {
         /// The one that runs now.
         to: u128,
     },
+    /// This link continues another timeline's bytes, in a VM that is one of several children of one moment.
+    /// Channels that were opened with [`OnFork::Reset`](crate::OnFork::Reset) are gone.
+    Forked {
+        /// The timeline of the parent.
+        from: u128,
+        /// The one that runs now.
+        to: u128,
+        /// Which of the children this is, from 0.
+        index: u64,
+    },
     /// The doorbell's other end is there (again).
     PeerAttached,
     /// The doorbell's other end has gone.

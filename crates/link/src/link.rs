@@ -21,7 +21,7 @@ use crate::messages::Messages;
 use crate::stream::Stream;
 use crate::{
     AdoptError, Carried, ChannelId, ChannelInfo, Counters, Error, Event, GuestLeaseError, Lease, Origin, Region,
-    Sidecar,
+    Sidecar, Timeline,
 };
 
 pub(crate) type LinkCore = Core<Arc<Mapping>, Line>;
@@ -161,13 +161,12 @@ impl LinkBuilder {
         let side = if self.sidecar.is_some() { Side::Host } else { Side::Guest };
         let guest_lease = if side == Side::Guest { self.region.guest_lease()? } else { None };
         let timeline = self.sidecar.as_ref().map(Sidecar::timeline);
-        let told = self.sidecar.as_ref().is_some_and(Sidecar::event_pending);
-        let restored = timeline.filter(|timeline| told && timeline.origin == Origin::Restored);
+        let untold = self.sidecar.as_ref().is_some_and(Sidecar::event_pending);
+        let beginning = timeline.filter(|_| untold).and_then(beginning);
         let options = AttachOptions {
             now: Instant::now(),
             side,
             timeline: timeline.map_or(self.region.header().region, |timeline| timeline.epoch),
-            restored_from: restored.map(|timeline| timeline.parent),
             random: random()?,
             listen: self.listen,
             agent: self.agent,
@@ -175,7 +174,20 @@ impl LinkBuilder {
         let ledger =
             Ledger::new(self.region.words().clone(), self.sidecar.as_ref().map(|sidecar| sidecar.words().clone()));
         let core = Core::attach(ledger, &self.region.header().geometry, line, &options)?;
+        if let Some(event) = beginning {
+            core.tell(event);
+        }
         Ok(Arc::new(Shared { core, driven, sidecar: self.sidecar, region: self.region, _guest_lease: guest_lease }))
+    }
+}
+
+/// What a timeline's beginning means to its owner.
+fn beginning(timeline: Timeline) -> Option<Event> {
+    let Timeline { epoch: to, parent: from, index, origin } = timeline;
+    match origin {
+        Origin::Restored => Some(Event::Restored { from, to }),
+        Origin::Forked => Some(Event::Forked { from, to, index }),
+        Origin::Created | Origin::RolledBack => None,
     }
 }
 
@@ -259,7 +271,7 @@ impl Link {
     /// The next event. Cancel-safe. One task at a time gets each event.
     pub async fn event(&self) -> Event {
         let event = std::future::poll_fn(|cx| self.core().poll_event(cx)).await;
-        if let (Event::Restored { .. }, Some(sidecar)) = (event, &self.0.shared.sidecar) {
+        if let (Event::Restored { .. } | Event::Forked { .. }, Some(sidecar)) = (event, &self.0.shared.sidecar) {
             sidecar.take_event();
         }
         event
@@ -311,6 +323,12 @@ impl Link {
         sidecar.set_len(self.region().layout().sidecar_bytes())?;
         self.core().copy_sidecar(|at, bytes| sidecar.write_all_at(bytes, at))?;
         self.core().copy_region(|at, bytes| region.write_all_at(bytes, at))
+    }
+
+    /// Host, of a child that does not run yet: resets the channels that were opened with
+    /// [`OnFork::Reset`](crate::OnFork::Reset), and wipes their rings. Returns how many there were.
+    pub fn reset_forked(&self) -> usize {
+        self.core().reset_forked()
     }
 
     /// Totals since the attach.

@@ -25,12 +25,14 @@ mod places;
 mod sandbox;
 pub mod sockets;
 mod zeros;
+pub mod zygote;
 
 pub use command::{Child, ChildEvent, ChildEvents, ChildInput, Command, Output};
 pub use error::SandboxError;
 pub use known::{Known, State};
 pub use places::PlaceError;
 pub use sandbox::{Record, Restore, Sandbox, SandboxBuilder, Snapshot, SnapshotReport, Stage, Timings, Wanted};
+pub use zygote::Zygote;
 
 /// Where snapshots that have a name lie.
 pub fn snapshots() -> std::path::PathBuf {

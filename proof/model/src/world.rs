@@ -293,7 +293,6 @@ impl World {
             side,
             now: *NOW,
             timeline: 1,
-            restored_from: None,
             // Apart from every episode of a predecessor, as a random number is.
             random: (attaches + 1) << 20,
             listen: vec![PORT],

@@ -65,7 +65,6 @@ impl Process {
             side,
             now: start.base + Duration::from_millis(start.now),
             timeline: start.timeline,
-            restored_from: start.restored_from,
             random: start.random,
             listen: LISTENED.to_vec(),
             agent: (side == Side::Guest).then_some(AGENT),

@@ -14,7 +14,7 @@ use super::open::{Backlog, Policy};
 use super::watch::{Bitmap, Watch};
 use super::{Bell, Core, Entry, Slot};
 use crate::counters::Counting;
-use crate::event::{Event, EventQueue};
+use crate::event::EventQueue;
 use crate::sync::{AtomicBool, Mutex};
 
 /// What an attach needs besides the memory.
@@ -26,8 +26,6 @@ pub struct AttachOptions {
     pub now: Instant,
     /// The timeline that the bytes belong to.
     pub timeline: u128,
-    /// The timeline of the snapshot, where this is the first attach after a restore.
-    pub restored_from: Option<u128>,
     /// A random number: where this side's sleep episodes begin.
     pub random: u64,
     /// Ports listened on before any open is looked at.
@@ -69,10 +67,6 @@ impl<W: Words, B: Bell> Core<W, B> {
             }
             slots.push(Slot { entry: Mutex::new(entry), watch: Watch::new() });
         }
-        let mut events = EventQueue::default();
-        if let Some(from) = options.restored_from {
-            events.push(Event::Restored { from, to: options.timeline });
-        }
         Ok(Self {
             side,
             timeline: options.timeline,
@@ -88,7 +82,7 @@ impl<W: Words, B: Bell> Core<W, B> {
             ),
             vacancies: Mutex::new(Vec::new()),
             link: LinkWatch::new(&layout, side),
-            events: Mutex::new(events),
+            events: Mutex::new(EventQueue::default()),
             counting: Counting::new(),
             layout,
             ledger,

@@ -12,6 +12,7 @@ mod attach;
 mod channel;
 mod control;
 mod copy;
+mod fork;
 mod freeze;
 mod list;
 mod open;

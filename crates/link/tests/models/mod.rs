@@ -149,15 +149,8 @@ pub fn attached(shared: Shared, ring_words: usize) -> (End, End) {
     let memory = Arc::new(Modelled::new(words, records.chain(sleeps).chain(rings)));
     let bells = sides.map(|_| Place::new());
     let end = |side, mine: usize| {
-        let options = AttachOptions {
-            side,
-            now: Instant::now(),
-            timeline: 1,
-            restored_from: None,
-            random: 8,
-            listen: vec![PORT],
-            agent: None,
-        };
+        let options =
+            AttachOptions { side, now: Instant::now(), timeline: 1, random: 8, listen: vec![PORT], agent: None };
         let doorbell = Doorbell(bells[1 - mine].clone());
         let core = Core::attach(Ledger::new(memory.clone(), None), &geometry, doorbell, &options).expect("attached");
         End { core: Arc::new(core), bell: bells[mine].clone() }

@@ -127,7 +127,6 @@ impl Line {
             side,
             now,
             timeline: 1,
-            restored_from: None,
             random: (self.attaches.fetch_add(1, Relaxed) + 1) << 20,
             listen: vec![PORT],
             agent: None,

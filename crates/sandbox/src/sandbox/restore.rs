@@ -27,7 +27,9 @@ pub struct Restore {
     name: Option<String>,
     engine: Option<Arc<dyn Engine>>,
     deadline: Duration,
+    origin: Origin,
     index: u64,
+    trusted: bool,
     images: Images,
 }
 
@@ -39,7 +41,9 @@ impl Sandbox {
             name: None,
             engine: None,
             deadline: SandboxBuilder::DEFAULT_DEADLINE,
+            origin: Origin::Restored,
             index: 0,
+            trusted: false,
             images: Images::new(),
         }
     }
@@ -64,9 +68,17 @@ impl Restore {
         self
     }
 
-    /// Which child of its timeline this is, counted from zero.
-    pub fn index(mut self, index: u64) -> Self {
-        self.index = index;
+    /// As one of several children of that moment, counted from zero: the guest is told its number, and
+    /// channels that were opened with [`OnFork::Reset`](throughline::OnFork::Reset) are gone.
+    pub fn forked(mut self, index: u64) -> Self {
+        (self.origin, self.index) = (Origin::Forked, index);
+        self
+    }
+
+    /// Without looking for damage: the bundle was written by this host a moment ago, and nobody else can
+    /// have changed it.
+    pub fn trusted(mut self) -> Self {
+        self.trusted = true;
         self
     }
 
@@ -90,10 +102,8 @@ impl Restore {
         self.bundle.check_machine(&engine.capabilities().await?.machine)?;
         self.check_agent()?;
         let rootfs = self.open_rootfs()?;
-        let checking = {
-            let bundle = self.bundle.clone();
-            tokio::task::spawn_blocking(move || bundle.check(RAM))
-        };
+        let (bundle, trusted, forked) = (self.bundle.clone(), self.trusted, self.origin == Origin::Forked);
+        let checking = tokio::task::spawn_blocking(move || if trusted { Ok(()) } else { bundle.check(RAM) });
         let name = self.name.take().map_or_else(random_name, Ok)?;
         let places = Places::claim(&name)?;
         let (region, sidecar) = self.copy(&places.current()).await?;
@@ -125,7 +135,7 @@ impl Restore {
         let checked = checking.await.map_err(|error| SandboxError::io("check the RAM")(io::Error::other(error)));
         tracing::debug!(after = ?started.elapsed(), "checked");
         let woken = match checked {
-            Ok(Ok(())) => wake(&starting, region, sidecar).await,
+            Ok(Ok(())) => wake(&starting, region, sidecar, forked).await,
             Ok(Err(damaged)) => Err(damaged.into()),
             Err(error) => Err(error),
         };
@@ -156,9 +166,10 @@ impl Restore {
 
     /// Copies region and sidecar, and makes them a timeline of their own.
     async fn copy(&self, current: &Path) -> Result<(Region, Sidecar), SandboxError> {
-        let (bundle, to, index) = (self.bundle.clone(), current.to_path_buf(), self.index);
+        let (bundle, to, trusted) = (self.bundle.clone(), current.to_path_buf(), self.trusted);
+        let (origin, index) = (self.origin, self.index);
         let work = move || {
-            for file in [STATE, REGION, SIDECAR] {
+            for file in [STATE, REGION, SIDECAR].into_iter().filter(|_| !trusted) {
                 bundle.check(file)?;
             }
             copy_sparse(&bundle.file(REGION)?, &to.join("region"))?;
@@ -168,7 +179,7 @@ impl Restore {
                 file: MANIFEST.to_owned(),
                 reason: "its timeline is no number".to_owned(),
             })?;
-            let timeline = Timeline { epoch: Sidecar::new_epoch()?, parent, index, origin: Origin::Restored };
+            let timeline = Timeline { epoch: Sidecar::new_epoch()?, parent, index, origin };
             let sidecar = Sidecar::rebind(&to.join("sidecar"), &region, timeline)?;
             Ok::<_, SandboxError>((region, sidecar))
         };
@@ -178,9 +189,12 @@ impl Restore {
 
 /// Gives the guest its identity, lets it run, and waits until it has taken it on. Only then does
 /// anything of the user's run.
-async fn wake(starting: &Starting, region: Region, sidecar: Sidecar) -> Result<Link, SandboxError> {
+async fn wake(starting: &Starting, region: Region, sidecar: Sidecar, forked: bool) -> Result<Link, SandboxError> {
     let timeline = sidecar.timeline();
     let link = starting.attach(region, sidecar)?;
+    if forked {
+        link.reset_forked();
+    }
     // The clock last, just before the guest runs.
     link.give_identity(&identity(link.identity_seq() + 1, timeline)?);
     link.lift_quiesce();

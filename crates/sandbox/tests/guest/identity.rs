@@ -130,7 +130,7 @@ async fn twins(sandbox: Sandbox) -> Result<(), Vec<&'static str>> {
     let mut seen = Vec::new();
     for index in [0, 7] {
         let began = now();
-        let sandbox = Sandbox::restore(bundle.clone()).index(index).start().await.unwrap();
+        let sandbox = Sandbox::restore(bundle.clone()).forked(index).start().await.unwrap();
         seen.push(look(&sandbox, index, began).await);
         sandbox.kill().await.unwrap();
     }

@@ -44,7 +44,7 @@ async fn vm_output_in_flight_goes_on_in_every_sibling_and_in_the_source() {
         let (bundle, report) = sandbox.snapshot(&folder.path().join("bundle")).await.unwrap();
         assert!(report.carried.to_host > 0, "{report:?}");
         let from = reader.bytes.len();
-        let [first, second] = [0, 1].map(|index| Sandbox::restore(bundle.clone()).index(index).start());
+        let [first, second] = [0, 1].map(|index| Sandbox::restore(bundle.clone()).forked(index).start());
         let (first, second) = tokio::try_join!(first, second).unwrap();
         let source = async {
             reader.finish().await;
@@ -109,8 +109,8 @@ async fn vm_unread_bytes_of_every_ring_arrive_once_per_timeline() {
         assert!(carried.to_host >= 13_000 && carried.to_guest >= 23_000, "{carried:?}");
         assert_eq!((carried.channels, bundle.manifest().carried), (2, carried));
         for index in 0..2 {
-            let child = Sandbox::restore(bundle.clone()).index(index).start().await.unwrap();
-            told(child.link(), &bundle).await;
+            let child = Sandbox::restore(bundle.clone()).forked(index).start().await.unwrap();
+            told(child.link(), &bundle, index).await;
             let adopt = |label: &str| {
                 let channels = child.link().channels();
                 let id = channels.iter().find(|channel| channel.label == label).unwrap().id;
@@ -123,10 +123,10 @@ async fn vm_unread_bytes_of_every_ring_arrive_once_per_timeline() {
     .await;
 }
 
-/// The owner of a restored link is told so.
-async fn told(link: &Link, bundle: &Bundle) {
+/// The owner of a child's link is told so.
+async fn told(link: &Link, bundle: &Bundle, index: u64) {
     let from = u128::from_str_radix(&bundle.manifest().timeline, 16).unwrap();
-    assert_eq!(link.event().await, Event::Restored { from, to: link.timeline() });
+    assert_eq!(link.event().await, Event::Forked { from, to: link.timeline(), index });
     assert_ne!(from, link.timeline());
 }
 

@@ -8,6 +8,7 @@ mod ends;
 mod exec;
 mod files;
 mod folders;
+mod fork;
 mod hardware;
 mod host_death;
 mod identity;

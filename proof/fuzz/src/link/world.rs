@@ -56,7 +56,6 @@ fn attach(
         side: if sidecar.is_some() { Side::Host } else { Side::Guest },
         now: Instant::now(),
         timeline,
-        restored_from: None,
         random: 0,
         listen: vec![0, 1],
         agent: sidecar.is_none().then_some(1),

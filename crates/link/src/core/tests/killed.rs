@@ -330,7 +330,6 @@ pub(super) fn run(side: Side, memories: [OwnedFd; 3], bells: [OwnedFd; 2]) {
         now: std::time::Instant::now(),
         side,
         timeline: region.header().region,
-        restored_from: None,
         random: SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64,
         listen: vec![PORT, PORT + 1],
         agent: None,

@@ -129,15 +129,8 @@ impl Race {
     }
 
     fn attach(&self, side: Side) -> RacedCore {
-        let options = AttachOptions {
-            now: Instant::now(),
-            side,
-            timeline: 1,
-            restored_from: None,
-            random: 0,
-            listen: vec![PORT],
-            agent: None,
-        };
+        let options =
+            AttachOptions { now: Instant::now(), side, timeline: 1, random: 0, listen: vec![PORT], agent: None };
         let sidecar = (side == Side::Host).then(|| Counted(self.sidecar.clone()));
         let ledger = Ledger::new(Counted(self.region.clone()), sidecar);
         Core::attach(ledger, &self.geometry, TestBell::default(), &options).unwrap()

@@ -325,7 +325,6 @@ impl World {
             now: std::time::Instant::now(),
             side,
             timeline: 1,
-            restored_from: None,
             random: self.attaches.fetch_add(1, SeqCst) << 20,
             listen: self.listen.clone(),
             agent: (side == Side::Guest).then_some(3),

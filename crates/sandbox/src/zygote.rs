@@ -1,0 +1,153 @@
+//! Zygotes: one moment of a sandbox, from which children are spawned.
+//!
+//! A zygote in memory lies on tmpfs, in a folder that is removed with it; the children go on without. One at
+//! rest is a bundle like any other.
+
+use std::fs::{self, DirBuilder, File, TryLockError};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tokio::sync::Semaphore;
+
+use crate::bundle::Bundle;
+use crate::places::{PlaceError, Places};
+use crate::sandbox::Restore;
+use crate::{Sandbox, SandboxError};
+
+/// Where all zygotes in memory lie, below the sandboxes' memory: no name of a sandbox.
+const FOLDER: &str = ".zygotes";
+const LOCK: &str = "lock";
+const BUNDLE: &str = "bundle";
+
+/// A frozen moment of a sandbox. Children are spawned from it for as long as it is there, and outlive it.
+#[derive(Debug)]
+pub struct Zygote {
+    bundle: Bundle,
+    /// Removes a zygote in memory.
+    _place: Option<Place>,
+    trusted: bool,
+    children: AtomicU64,
+}
+
+/// Room for a zygote in memory. Dropping it removes what is there.
+#[derive(Debug)]
+pub struct Place {
+    folder: PathBuf,
+    /// Whoever finds it unlocked finds a place whose process has died.
+    _lock: File,
+}
+
+impl Place {
+    /// A new one, and the end of those whose processes have died.
+    ///
+    /// # Errors
+    /// The folder cannot be made.
+    pub fn new() -> Result<Self, SandboxError> {
+        let (memory, _) = Places::folders()?;
+        let all = memory.join(FOLDER);
+        let failed = |source| PlaceError::Io { path: all.clone(), source };
+        DirBuilder::new().mode(0o700).recursive(true).create(&all).map_err(failed)?;
+        sweep(&all);
+        let folder = tempfile::Builder::new().prefix("zygote-").tempdir_in(&all).map_err(failed)?;
+        let lock = File::create(folder.path().join(LOCK)).and_then(|lock| lock.lock().map(|()| lock));
+        let lock = lock.map_err(failed)?;
+        Ok(Self { folder: folder.keep(), _lock: lock })
+    }
+
+    /// Where its bundle is to be.
+    pub fn bundle(&self) -> PathBuf {
+        self.folder.join(BUNDLE)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.folder) {
+            tracing::warn!(folder = %self.folder.display(), %error, "a zygote was left behind; the next one removes it");
+        }
+    }
+}
+
+/// Removes what processes left that died.
+fn sweep(all: &Path) {
+    let Ok(entries) = fs::read_dir(all) else { return };
+    for folder in entries.flatten().map(|entry| entry.path()) {
+        // One without a lock is being made, or removed, just now; or its maker died before there was anything in it.
+        let free =
+            File::open(folder.join(LOCK)).is_ok_and(|lock| !matches!(lock.try_lock(), Err(TryLockError::WouldBlock)));
+        if free && let Err(error) = fs::remove_dir_all(&folder) {
+            tracing::warn!(folder = %folder.display(), %error, "a zygote that nobody has cannot be removed");
+        }
+    }
+}
+
+impl Sandbox {
+    /// Ends the sandbox at this moment, from which children can be spawned. Commands may run and bytes be in
+    /// flight: each child goes on with them.
+    ///
+    /// # Errors
+    /// Those of a snapshot; if the guest does not become quiet, the sandbox goes on until it is dropped.
+    pub async fn freeze(self) -> Result<Zygote, SandboxError> {
+        let place = Place::new()?;
+        let (bundle, _) = self.snapshot_and_stop(&place.bundle()).await?;
+        Ok(Zygote::in_memory(bundle, place))
+    }
+
+    /// The same of a sandbox that goes on, after a stand-still as short as a snapshot's.
+    pub async fn zygote(&self) -> Result<Zygote, SandboxError> {
+        let place = Place::new()?;
+        let (bundle, _) = self.snapshot(&place.bundle()).await?;
+        Ok(Zygote::in_memory(bundle, place))
+    }
+}
+
+impl Zygote {
+    fn in_memory(bundle: Bundle, place: Place) -> Self {
+        Self { bundle, _place: Some(place), trusted: true, children: AtomicU64::new(0) }
+    }
+
+    /// A zygote at rest, which stays.
+    pub fn at_rest(bundle: Bundle) -> Self {
+        Self { bundle, _place: None, trusted: false, children: AtomicU64::new(0) }
+    }
+
+    /// Its bundle.
+    pub fn bundle(&self) -> &Bundle {
+        &self.bundle
+    }
+
+    /// The next child: a timeline of its own, with its own identity. Channels are inherited, except those that
+    /// were opened with [`OnFork::Reset`](throughline::OnFork::Reset).
+    pub fn spawn(&self) -> Restore {
+        self.child(self.children.fetch_add(1, Ordering::Relaxed))
+    }
+
+    fn child(&self, index: u64) -> Restore {
+        let child = Sandbox::restore(self.bundle.clone()).forked(index);
+        if self.trusted { child.trusted() } else { child }
+    }
+
+    /// So many children, under random names: what became of each. Those that failed leave nothing.
+    pub async fn spawn_many(&self, count: usize) -> Vec<Result<Sandbox, SandboxError>> {
+        // More at once would only wait for each other.
+        let most = std::thread::available_parallelism().map_or(2, |cores| 2 * cores.get());
+        let room = Arc::new(Semaphore::new(most));
+        let starting: Vec<_> = (0..count)
+            .map(|_| {
+                let (child, room) = (self.spawn(), room.clone());
+                tokio::spawn(async move {
+                    let _room = room.acquire().await;
+                    child.start().await
+                })
+            })
+            .collect();
+        let mut children = Vec::with_capacity(count);
+        for child in starting {
+            let failed = |error| SandboxError::io("spawn a child")(std::io::Error::other(error));
+            children.push(child.await.unwrap_or_else(|error| Err(failed(error))));
+        }
+        children
+    }
+}
