@@ -67,6 +67,10 @@ impl Drop for Place {
         if let Err(error) = fs::remove_dir_all(&self.folder) {
             tracing::warn!(folder = %self.folder.display(), %error, "a zygote was left behind; the next one removes it");
         }
+        // The last one leaves nothing.
+        if let Some(all) = self.folder.parent() {
+            let _ = fs::remove_dir(all);
+        }
     }
 }
 
