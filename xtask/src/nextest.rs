@@ -84,15 +84,21 @@ impl Built {
         })
     }
 
-    /// What cargo is to build so that the test whose path ends so can run; `None` unless one fits.
+    /// What cargo is to build so that the tests whose path ends so can run; `None` unless one package has them.
     pub fn selection(&self, test: &str) -> Option<Vec<String>> {
         let fits = |name: &String| name.strip_suffix(test).is_some_and(|path| path.is_empty() || path.ends_with("::"));
-        let mut suites = self.rust_suites.values().filter(|suite| suite.testcases.keys().any(fits));
-        let (suite, None) = (suites.next()?, suites.next()) else { return None };
-        let mut selection = vec!["--package".to_owned(), suite.package_name.clone()];
-        match suite.kind.as_str() {
-            "lib" => selection.push("--lib".to_owned()),
-            kind => selection.extend([format!("--{kind}"), suite.binary_name.clone()]),
+        let suites = self.rust_suites.values().filter(|suite| suite.testcases.keys().any(fits));
+        let suites: Vec<_> = suites.collect();
+        let package = &suites.first()?.package_name;
+        if suites.iter().any(|suite| suite.package_name != *package) {
+            return None;
+        }
+        let mut selection = vec!["--package".to_owned(), package.clone()];
+        for suite in suites {
+            match suite.kind.as_str() {
+                "lib" => selection.push("--lib".to_owned()),
+                kind => selection.extend([format!("--{kind}"), suite.binary_name.clone()]),
+            }
         }
         Some(selection)
     }
@@ -239,7 +245,9 @@ mod tests {
                 "sandbox::path":{"package-name":"sandbox","kind":"test","binary-name":"path","binary-path":"/t/path",
                     "testcases":{"a::vm_main_path_boots":{},"vm_main_path::other":{},"vm_other":{}}},
                 "ring":{"package-name":"ring","kind":"lib","binary-name":"ring","binary-path":"/t/ring",
-                    "testcases":{"a::wraps":{},"b::other":{}}}}}"#;
+                    "testcases":{"a::wraps":{},"b::other":{}}},
+                "ring::models":{"package-name":"ring","kind":"test","binary-name":"models","binary-path":"/t/models",
+                    "testcases":{"wraps":{}}}}}"#;
         let built = Built::parse(json).expect("a list");
         let cases: Vec<_> = built.cases_starting("vm_main_path").collect();
         let expected = Case { suite: "sandbox::path", name: "a::vm_main_path_boots", binary: Path::new("/t/path") };
@@ -247,9 +255,9 @@ mod tests {
         let programs: Vec<_> = built.programs().collect();
         assert_eq!(programs, [("throughline", PathBuf::from("/t/debug/throughline"))]);
         let selection = |test| built.selection(test).map(|selection| selection.join(" "));
-        assert_eq!(selection("wraps").as_deref(), Some("--package ring --lib"));
+        assert_eq!(selection("wraps").as_deref(), Some("--package ring --lib --test models"));
         assert_eq!(selection("vm_main_path_boots").as_deref(), Some("--package sandbox --test path"));
-        assert_eq!([selection("boots"), selection("none"), selection("other")], [None, None, None]);
+        assert_eq!([selection("boots"), selection("none"), selection("other")], [None, None, None], "of two packages");
         assert!(Built::parse(b"{}").is_err());
     }
 }
