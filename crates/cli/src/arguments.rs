@@ -102,6 +102,8 @@ pub enum Verb {
         /// A sandbox's name, a snapshot's name, or a bundle's folder
         what: String,
     },
+    /// Spawn children of a sandbox, all of this moment; it goes on, and so does each of them
+    Fork(Fork),
     /// Snapshots
     #[command(subcommand)]
     Snapshot(SnapshotVerb),
@@ -304,4 +306,22 @@ fn duration(text: &str) -> Result<Duration, String> {
         "h" => Ok(Duration::from_secs(number * 3600)),
         _ => Err("write it like 500ms, 30s or 5m".to_owned()),
     }
+}
+
+/// `fork`
+#[derive(Debug, clap::Args)]
+pub struct Fork {
+    /// The sandbox
+    pub name: String,
+    /// Name of the child, or of the children before `-1`, `-2` and so on; the sandbox's own without
+    pub child: Option<String>,
+    /// How many
+    #[arg(short = 'n', long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    pub count: u64,
+    /// End those that are there when one fails
+    #[arg(long)]
+    pub all_or_nothing: bool,
+    /// Remove each when it ends
+    #[arg(long)]
+    pub rm: bool,
 }

@@ -4,6 +4,7 @@
 //! rest is a bundle like any other.
 
 use std::fs::{self, DirBuilder, File, TryLockError};
+use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -47,12 +48,22 @@ impl Place {
     pub fn new() -> Result<Self, SandboxError> {
         let (memory, _) = Places::folders()?;
         let all = memory.join(FOLDER);
-        let failed = |source| PlaceError::Io { path: all.clone(), source };
-        DirBuilder::new().mode(0o700).recursive(true).create(&all).map_err(failed)?;
-        sweep(&all);
-        let folder = tempfile::Builder::new().prefix("zygote-").tempdir_in(&all).map_err(failed)?;
-        let lock = File::create(folder.path().join(LOCK)).and_then(|lock| lock.lock().map(|()| lock));
-        let lock = lock.map_err(failed)?;
+        loop {
+            match Self::within(&all) {
+                Ok(place) => return Ok(place),
+                // The last one just took the folder with it.
+                Err(error) if error.kind() == io::ErrorKind::NotFound && memory.is_dir() => {}
+                Err(source) => return Err(PlaceError::Io { path: all, source }.into()),
+            }
+        }
+    }
+
+    fn within(all: &Path) -> io::Result<Self> {
+        DirBuilder::new().mode(0o700).recursive(true).create(all)?;
+        sweep(all);
+        let folder = tempfile::Builder::new().prefix("zygote-").tempdir_in(all)?;
+        let lock = File::create(folder.path().join(LOCK))?;
+        lock.lock()?;
         Ok(Self { folder: folder.keep(), _lock: lock })
     }
 

@@ -40,6 +40,17 @@ pub enum Start {
         /// Whether name and logs vanish with the machine.
         rm: bool,
     },
+    /// Spawns a child from a zygote in memory.
+    Fork {
+        /// The name.
+        name: String,
+        /// The zygote's bundle.
+        bundle: PathBuf,
+        /// Which of its children it is, from 0.
+        index: u64,
+        /// Whether name and logs vanish with the machine.
+        rm: bool,
+    },
     /// Goes on with one whose shim has died.
     TakeOver {
         /// The name.

@@ -3,6 +3,7 @@
 mod copy;
 mod doctor;
 mod exec;
+mod fork;
 mod image;
 mod list;
 mod logs;
@@ -48,6 +49,7 @@ pub async fn run(arguments: Arguments) -> Result<u8, CliError> {
         Verb::Kill { name } => Ok(ended(&name, &connect(&name).await?.kill().await?, json)),
         Verb::Rm { names, force } => remove::sandboxes(&names, force, json).await,
         Verb::Prune => remove::prune(json),
+        Verb::Fork(fork) => fork::run(fork, json).await,
         Verb::Snapshot(verb) => snapshot::run(verb, json).await,
         Verb::Image(verb) => image::run(verb, json).await,
         Verb::Doctor => Ok(doctor::examine(json).await),

@@ -23,7 +23,8 @@ pub fn removed(name: &str, json: bool) {
     }
 }
 
-async fn remove(name: &str, force: bool) -> Result<(), CliError> {
+/// Removes one. With `force` it is ended first if it runs, and need not be there.
+pub async fn remove(name: &str, force: bool) -> Result<(), CliError> {
     let known = match Known::find(name) {
         Err(SandboxError::Place(PlaceError::Missing(_))) if force => return Ok(()),
         found => found?,

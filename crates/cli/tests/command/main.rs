@@ -4,6 +4,7 @@ mod clients;
 mod creators;
 mod doctor;
 mod examples;
+mod forks;
 mod kills;
 mod schema;
 mod support;

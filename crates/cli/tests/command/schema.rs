@@ -90,6 +90,7 @@ fn vm_what_is_printed_for_programs_is_as_documented() {
     let mut schema = Schema::read();
     let (name, child, image) =
         (Name::new("schema"), Name::new("schema-child"), format!("schema-{}", std::process::id()));
+    let grandchild = Name::new("schema-fork");
     let folder = tempfile::tempdir_in("/dev/shm").unwrap();
     let file = folder.path().join("file");
     std::fs::write(&file, "content").unwrap();
@@ -111,6 +112,8 @@ fn vm_what_is_printed_for_programs_is_as_documented() {
     try_out("`ls`", &["ls"]);
     try_out("`cp`", &["cp", file.to_str().unwrap(), &place]);
     try_out("`inspect` of a sandbox", &["inspect", &name.0]);
+    let forked = try_out("`fork`", &["fork", &name.0, &grandchild.0]);
+    assert_eq!(forked[0]["ok"], true, "{forked}");
     try_out("`snapshot create`", &["snapshot", "create", &name.0, &bundle]);
     try_out("`snapshot verify`", &["snapshot", "verify", &bundle]);
     try_out("`inspect` of a bundle", &["inspect", &bundle]);

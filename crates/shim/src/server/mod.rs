@@ -47,6 +47,10 @@ impl Server {
         let (sandbox, rm) = match start {
             Start::Create { name, image, hardware, rm } => (create(name, &image, hardware).await?, rm),
             Start::Restore { name, bundle, rm } => (restore(name, &bundle).await?, rm),
+            Start::Fork { name, bundle, index, rm } => {
+                let bundle = Bundle::open(&bundle).map_err(SandboxError::from)?;
+                (Sandbox::restore(bundle).forked(index).trusted().name(name).start().await?, rm)
+            }
             Start::TakeOver { name } => take_over(&name).await?,
         };
         if rm {

@@ -1,0 +1,117 @@
+//! `fork`: children of a sandbox, all of one moment.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde::Serialize;
+use throughline_sandbox::zygote::Place;
+use throughline_shim::ShimError;
+use throughline_shim::start::{Program, Start};
+use tokio::sync::Semaphore;
+
+use super::{connect, remove};
+use crate::OWN_FAILURE;
+use crate::arguments::Fork;
+use crate::error::CliError;
+use crate::output;
+
+/// What became of one child.
+#[derive(Serialize)]
+struct Child {
+    name: String,
+    ok: bool,
+    error: Option<String>,
+    /// Milliseconds until it was ready, or had failed.
+    ms: u64,
+}
+
+/// Spawns the children, and says what became of each.
+pub async fn run(fork: Fork, json: bool) -> Result<u8, CliError> {
+    let names = names(&fork);
+    let remote = connect(&fork.name).await?;
+    // Gone with this process; the children do not need it once they are there.
+    let place = Place::new()?;
+    remote.snapshot(place.bundle(), false, false).await?;
+    // More at once would only wait for each other.
+    let most = std::thread::available_parallelism().map_or(2, |cores| 2 * cores.get());
+    let room = Arc::new(Semaphore::new(most));
+    let starting: Vec<_> = (0..)
+        .zip(names)
+        .map(|(index, name)| {
+            let bundle = place.bundle();
+            let start = Start::Fork { name: name.clone(), bundle, index, rm: fork.rm };
+            let room = room.clone();
+            tokio::spawn(async move {
+                let _room = room.acquire().await;
+                let started = Instant::now();
+                let result = Program::this().start(&start).await;
+                child(name, started, result.err())
+            })
+        })
+        .collect();
+    let mut children = Vec::with_capacity(starting.len());
+    for child in starting {
+        children.push(child.await.map_err(|error| CliError::io("wait for a child")(error.into()))?);
+    }
+    let failed = children.iter().any(|child| !child.ok);
+    if failed && fork.all_or_nothing {
+        take_back(&mut children).await?;
+    }
+    tell(&children, json);
+    Ok(if failed { OWN_FAILURE } else { 0 })
+}
+
+/// One child alone has the name that was given; several are numbered, and so is one that was not named.
+fn names(fork: &Fork) -> Vec<String> {
+    match &fork.child {
+        Some(child) if fork.count == 1 => vec![child.clone()],
+        child => {
+            let stem = child.as_ref().unwrap_or(&fork.name);
+            (1..=fork.count).map(|number| format!("{stem}-{number}")).collect()
+        }
+    }
+}
+
+fn child(name: String, started: Instant, error: Option<ShimError>) -> Child {
+    let ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+    Child { name, ok: error.is_none(), error: error.map(|error| error.to_string()), ms }
+}
+
+/// Ends the children that are there.
+async fn take_back(children: &mut [Child]) -> Result<(), CliError> {
+    for child in children.iter_mut().filter(|child| child.ok) {
+        remove::remove(&child.name, true).await?;
+        child.ok = false;
+        child.error = Some("ended, because another child failed".to_owned());
+    }
+    Ok(())
+}
+
+fn tell(children: &[Child], json: bool) {
+    if json {
+        return output::json(&children);
+    }
+    for child in children {
+        match &child.error {
+            None => output::line(&child.name),
+            Some(error) => eprintln!("throughline: {}: {error}", child.name),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn children_are_numbered_unless_there_is_one_with_a_name() {
+        let named = |child: Option<&str>, count| {
+            let (name, child) = ("web".to_owned(), child.map(str::to_owned));
+            names(&Fork { name, child, count, all_or_nothing: false, rm: false })
+        };
+        assert_eq!(named(Some("api"), 1), ["api"]);
+        assert_eq!(named(None, 1), ["web-1"]);
+        assert_eq!(named(Some("api"), 2), ["api-1", "api-2"]);
+        assert_eq!(named(None, 3), ["web-1", "web-2", "web-3"]);
+    }
+}

@@ -1,0 +1,48 @@
+//! `fork`: children of one moment, by the command.
+
+use crate::support::{Name, json, printed, row, text, throughline};
+
+#[test]
+fn vm_main_path_fork_children_go_on_with_the_commands_of_their_parent() {
+    let name = Name::new("fork");
+    printed(["run", "--name", &name.0]);
+    let script = "i=0; while [ $i -lt 3 ]; do echo line $i; i=$((i+1)); sleep 0.2; done; exit 7";
+    let id = printed(["exec", "-d", &name.0, "--", "sh", "-c", script]).trim().to_owned();
+    let children = [Name(format!("{}-1", name.0)), Name(format!("{}-2", name.0)), Name(format!("{}-3", name.0))];
+    let forked = json(["--json", "fork", &name.0, "-n", "3"]);
+    let forked = forked.as_array().unwrap();
+    assert_eq!(forked.len(), 3);
+    for (child, Name(expected)) in forked.iter().zip(&children) {
+        assert!(child["ok"] == true && child["name"] == expected.as_str() && child["error"].is_null(), "{child}");
+    }
+    let mut random = Vec::new();
+    for Name(sandbox) in children.iter().chain([&name]) {
+        let output = throughline(["attach", sandbox, &id]);
+        assert_eq!(output.status.code(), Some(7), "{}", text(&output.stderr));
+        assert_eq!(text(&output.stdout), "line 0\nline 1\nline 2\n", "{sandbox}");
+        random.push(printed(["exec", sandbox, "--", "sh", "-c", "head -c 16 /dev/urandom | hexdump -v; hostname"]));
+    }
+    random.sort();
+    random.dedup();
+    assert_eq!(random.len(), 4, "each is a guest of its own");
+
+    // A child's child, by the name that was given; a name that is taken fails alone, or takes the others with it.
+    let grandchild = Name::new("fork-grandchild");
+    assert_eq!(printed(["fork", &children[0].0, &grandchild.0]).trim(), grandchild.0);
+    let stem = format!("fork-some-{}", std::process::id());
+    let (first, second) = (Name(format!("{stem}-1")), Name(format!("{stem}-2")));
+    printed(["fork", &children[0].0, &second.0]);
+    let failed = throughline(["--json", "fork", &children[0].0, &stem, "-n", "2", "--all-or-nothing"]);
+    assert_eq!(failed.status.code(), Some(125));
+    let failed: serde_json::Value = serde_json::from_slice(&failed.stdout).unwrap();
+    assert!(failed[0]["ok"] == false && failed[1]["ok"] == false, "{failed}");
+    assert!(failed[1]["error"].as_str().unwrap().contains("exists"), "{failed}");
+    assert!(row(&first.0).is_none() && row(&second.0).is_some(), "only what this command made is taken back");
+    let failed = throughline(["--json", "fork", &children[0].0, &stem, "-n", "2"]);
+    let failed: serde_json::Value = serde_json::from_slice(&failed.stdout).unwrap();
+    assert!(failed[0]["ok"] == true && failed[1]["ok"] == false, "{failed}");
+
+    // Without the one that they came from.
+    printed(["rm", "--force", &name.0]);
+    assert_eq!(printed(["exec", &grandchild.0, "--", "echo", "still here"]), "still here\n");
+}
