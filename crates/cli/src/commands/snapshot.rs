@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::json;
 use throughline_sandbox::SandboxError;
-use throughline_sandbox::bundle::Bundle;
+use throughline_sandbox::bundle::{Bundle, Manifest};
 use throughline_shim::start::{Program, Start};
 
 use super::remove::removed;
@@ -54,29 +54,41 @@ fn all(json: bool) -> Result<u8, CliError> {
         Err(error) => return Err(CliError::io("list the snapshots")(error)),
     };
     names.sort();
-    let found = names.into_iter().filter_map(|name| Some((open(&snapshot_place(&name).ok()?).ok()?, name)));
-    let rows: Vec<_> = found.map(|(bundle, name)| (name, bundle.manifest().clone())).collect();
+    let rows = names.into_iter().filter_map(|name| Some((open(&snapshot_place(&name).ok()?), name)));
+    let rows: Vec<_> = rows.collect();
     if json {
-        let values: Vec<_> =
-            rows.iter().map(|(name, manifest)| json!({ "name": name, "manifest": manifest })).collect();
-        output::json(&values);
+        let values = rows.iter().map(|(bundle, name)| {
+            let (manifest, error) = match bundle {
+                Ok(bundle) => (Some(bundle.manifest()), None),
+                Err(error) => (None, Some(error.to_string())),
+            };
+            json!({ "name": name, "manifest": manifest, "error": error })
+        });
+        output::json(&values.collect::<Vec<_>>());
         return Ok(0);
     }
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     let now = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
-    let cells = rows.iter().map(|(name, manifest)| {
-        let size = manifest.files.values().map(|file| file.bytes).sum();
-        let carried = manifest.carried.to_guest + manifest.carried.to_host;
-        vec![
-            name.clone(),
-            output::age(now.saturating_sub(manifest.created_ms)),
-            output::bytes(size),
-            output::bytes(carried),
-            if manifest.quiesced { "yes" } else { "no" }.to_owned(),
-        ]
-    });
-    output::table(&["NAME", "AGE", "SIZE", "CARRIED", "QUIESCED"], &cells.collect::<Vec<_>>());
+    let mut cells = Vec::new();
+    for (bundle, name) in &rows {
+        match bundle {
+            Ok(bundle) => cells.push([vec![name.clone()], figures(bundle.manifest(), now).to_vec()].concat()),
+            Err(error) => eprintln!("throughline: {name}: {error}"),
+        }
+    }
+    output::table(&["NAME", "AGE", "SIZE", "CARRIED", "QUIESCED"], &cells);
     Ok(0)
+}
+
+/// Age, size, bytes carried, and whether the guest was quiet.
+fn figures(manifest: &Manifest, now: u64) -> [String; 4] {
+    let carried = manifest.carried.to_guest + manifest.carried.to_host;
+    [
+        output::age(now.saturating_sub(manifest.created_ms)),
+        output::bytes(manifest.files.values().map(|file| file.bytes).sum()),
+        output::bytes(carried),
+        if manifest.quiesced { "yes" } else { "no" }.to_owned(),
+    ]
 }
 
 fn remove(name: &str, json: bool) -> Result<(), CliError> {

@@ -122,7 +122,13 @@ fn vm_what_is_printed_for_programs_is_as_documented() {
     try_out("`inspect` of a sandbox", &["inspect", &child.0]);
     try_out("`pause`, `resume`", &["resume", &child.0]);
     try_out("`snapshot create`", &["snapshot", "create", &child.0, &child.0]);
+    // One that cannot be read is listed all the same.
+    let damaged = throughline_sandbox::snapshots().join(&grandchild.0);
+    std::fs::create_dir(&damaged).unwrap();
     let listed = try_out("`snapshot ls`", &["snapshot", "ls"]);
+    std::fs::remove_dir(&damaged).unwrap();
+    let row = listed.as_array().unwrap().iter().find(|row| row["name"] == grandchild.0.as_str()).unwrap();
+    assert!(row["manifest"].is_null() && row["error"].is_string(), "{row}");
     assert!(listed.as_array().unwrap().iter().any(|row| row["name"] == child.0.as_str()), "{listed}");
     try_out("`rm`, `image rm`, `snapshot rm`", &["snapshot", "rm", &child.0]);
     printed(["exec", &child.0, "--", "sh", "-c", "poweroff -f >/dev/null 2>&1 &"]);
