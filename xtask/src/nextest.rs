@@ -84,23 +84,18 @@ impl Built {
         })
     }
 
-    /// What cargo is to build so that the tests whose path ends so can run; `None` unless one package has them.
+    /// What cargo is to build so that the tests whose path ends so can run; `None` where there are none.
     pub fn selection(&self, test: &str) -> Option<Vec<String>> {
         let fits = |name: &String| name.strip_suffix(test).is_some_and(|path| path.is_empty() || path.ends_with("::"));
-        let suites = self.rust_suites.values().filter(|suite| suite.testcases.keys().any(fits));
-        let suites: Vec<_> = suites.collect();
-        let package = &suites.first()?.package_name;
-        if suites.iter().any(|suite| suite.package_name != *package) {
-            return None;
-        }
-        let mut selection = vec!["--package".to_owned(), package.clone()];
-        for suite in suites {
+        let mut selection = Vec::new();
+        for suite in self.rust_suites.values().filter(|suite| suite.testcases.keys().any(fits)) {
+            selection.extend(["--package".to_owned(), suite.package_name.clone()]);
             match suite.kind.as_str() {
                 "lib" => selection.push("--lib".to_owned()),
                 kind => selection.extend([format!("--{kind}"), suite.binary_name.clone()]),
             }
         }
-        Some(selection)
+        (!selection.is_empty()).then_some(selection)
     }
 
     /// The programs built beside the tests: name and file.
@@ -255,9 +250,10 @@ mod tests {
         let programs: Vec<_> = built.programs().collect();
         assert_eq!(programs, [("throughline", PathBuf::from("/t/debug/throughline"))]);
         let selection = |test| built.selection(test).map(|selection| selection.join(" "));
-        assert_eq!(selection("wraps").as_deref(), Some("--package ring --lib --test models"));
+        assert_eq!(selection("wraps").as_deref(), Some("--package ring --lib --package ring --test models"));
         assert_eq!(selection("vm_main_path_boots").as_deref(), Some("--package sandbox --test path"));
-        assert_eq!([selection("boots"), selection("none"), selection("other")], [None, None, None], "of two packages");
+        assert_eq!(selection("other").as_deref(), Some("--package ring --lib --package sandbox --test path"));
+        assert_eq!([selection("boots"), selection("none")], [None, None]);
         assert!(Built::parse(b"{}").is_err());
     }
 }

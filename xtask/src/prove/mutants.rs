@@ -94,8 +94,7 @@ pub fn survivors(root: &Path, mutants: &[Mutant]) -> Result<Vec<String>> {
         };
         // Built for each mutant is what its test needs, not all the tests.
         let selection = tests.selection(&mutant.test);
-        let selection = selection
-            .with_context(|| format!("{LIST}: {:?} names no test, or tests of several packages", mutant.test))?;
+        let selection = selection.with_context(|| format!("{LIST}: {:?} names no test", mutant.test))?;
         let path = copy.join(&mutant.file);
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
         fs::write(&path, text.replacen(&mutant.find, &mutant.replace, 1))?;
