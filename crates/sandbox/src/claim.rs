@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 
 use throughline::Holder;
 
+use crate::engine::high;
+
 /// How long whoever must have a claim waits for it.
 const DEADLINE: Duration = Duration::from_secs(10);
 /// Between two looks.
@@ -75,7 +77,8 @@ fn wait(memory: &Path, name: &str, enough: impl Fn(Option<u32>) -> bool) -> io::
     loop {
         let file = File::options().create(true).truncate(false).read(true).write(true).open(&path)?;
         match file.try_lock() {
-            Ok(()) if is_at(&file, &path)? => return Ok(Try::Got(Claim { file, path })),
+            // Where a monitor is started, its process keeps the lock until it has said which process it is.
+            Ok(()) if is_at(&file, &path)? => return Ok(Try::Got(Claim { file: high(&file)?.into(), path })),
             // Its last holder removed it after it was opened here.
             Ok(()) => continue,
             Err(TryLockError::Error(error)) => return Err(error),
@@ -106,4 +109,22 @@ fn holder(file: &File) -> Option<u32> {
     let (pid, started) = text.split_once(' ')?;
     let holder = Holder { pid: pid.parse().ok()?, started: started.parse().ok()? };
     holder.is_running().then_some(holder.pid)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+
+    use super::*;
+    use crate::engine::HIGH;
+
+    #[test]
+    fn a_claim_is_not_lost_to_a_descriptor_that_a_monitor_inherits() {
+        let folder = tempfile::tempdir().unwrap();
+        let Try::Got(claim) = Claim::take(folder.path(), "name").unwrap() else { panic!("nobody has it") };
+        assert!(claim.file.as_raw_fd() >= HIGH);
+        assert!(matches!(Claim::wait(folder.path(), "other").unwrap(), Try::Got(_)));
+        let file = File::open(Claim::path(folder.path(), "name")).unwrap();
+        assert!(matches!(file.try_lock(), Err(TryLockError::WouldBlock)));
+    }
 }

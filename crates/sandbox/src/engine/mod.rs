@@ -38,7 +38,9 @@ pub use confinement::{Confinement, Measure, Outcome};
 pub(crate) use confinement::{remove_groups, try_confinement};
 pub use error::{EngineError, Exit, ExitReason};
 pub use hardware::{Hardware, Net};
-pub(crate) use process::end_left;
+#[cfg(test)]
+pub(crate) use process::HIGH;
+pub(crate) use process::{end_left, high};
 pub use qemu::Qemu;
 
 /// The guest-physical address of the region, in every guest. Fixed: a frozen guest knows it.

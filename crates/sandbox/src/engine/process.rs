@@ -5,6 +5,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use procfs::process::Process;
@@ -17,6 +18,14 @@ const PAPER: &str = "monitor.pid";
 const ENDING: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 /// Bytes that the process adds.
 const LINE: usize = 16;
+
+/// Descriptors from here on are not replaced by those that a monitor inherits.
+pub(crate) const HIGH: i32 = 64;
+
+/// The same file under such a descriptor: a process that becomes a monitor has it until it executes it.
+pub(crate) fn high(fd: impl AsFd) -> io::Result<OwnedFd> {
+    Ok(rustix::io::fcntl_dupfd_cloexec(fd, HIGH)?)
+}
 
 /// This boot of the host, by the kernel's random id.
 pub(super) fn boot() -> Option<String> {

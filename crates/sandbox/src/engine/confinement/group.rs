@@ -206,7 +206,7 @@ fn make(controller: Controller, limits: Limits, name: &str) -> Result<Group, Str
             fs::write(folder.join(file), value)?;
         }
         let entrance = File::options().write(true).open(folder.join("cgroup.procs"))?;
-        super::start::high(entrance)
+        crate::engine::high(entrance)
     };
     match set() {
         Ok(entrance) => {

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use super::child::{Become, PID, Steps};
 use super::files::{self, Shared};
 use super::group::{self, Groups, Limits};
 use super::{Confinement, Measure, refused};
-use crate::engine::{Accelerator, Hardware, Net};
+use crate::engine::{Accelerator, Hardware, Net, high};
 
 /// The first of the users, and the group, that monitors run as when root starts them. Nobody's: above the ranges that
 /// distributions, containers and service managers give away.
@@ -23,8 +23,6 @@ const FIRST_USER: u32 = 0x7000_0000;
 /// How many users there are: two machines share one rarely, which costs them nothing but one of many walls.
 const USERS: u64 = 0x1_0000;
 const NETWORK_ASKED_FOR: &str = "the host's, as a network was asked for: it connects wherever its user may, to this host's loopback too, and listens for no TCP";
-/// Descriptors from here on are not replaced by those that the monitor inherits.
-const HIGH: i32 = 64;
 
 /// What a monitor needs, and with it all that it gets.
 pub(in crate::engine) struct Plan<'a> {
@@ -63,9 +61,9 @@ impl Plan<'_> {
         }
         let user = self.user();
         let rules = files::rules(self.binary, &self.shared, self.net)
-            .and_then(|rules| high(rules.as_fd()).map_err(|error| refused("the rules could not be kept", &error)));
+            .and_then(|rules| high(&rules).map_err(|error| refused("the rules could not be kept", &error)));
         let (report, low) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-        let sender = high(low.as_fd())?;
+        let sender = high(&low)?;
         // The report ends when nobody can write to it any more.
         drop(low);
         let paper = self.paper.as_ref().map(high).transpose()?;
@@ -157,11 +155,6 @@ fn release() -> (u32, u32) {
     let release = name.release().to_string_lossy();
     let mut numbers = release.split(['.', '-']).map(|word| word.parse().unwrap_or(0));
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
-}
-
-/// The same file under a descriptor that the monitor's do not replace.
-pub(super) fn high(fd: impl AsFd) -> io::Result<OwnedFd> {
-    Ok(rustix::io::fcntl_dupfd_cloexec(fd, HIGH)?)
 }
 
 fn read(report: OwnedFd) -> io::Result<Vec<[i32; 2]>> {
