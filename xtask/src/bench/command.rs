@@ -70,7 +70,7 @@ async fn through_shim(runs: Runs, sandbox: &Running) -> Result<(Vec<f64>, f64, V
 }
 
 /// Memory of a process, what it shares divided by those who share it.
-fn proportional_megabytes(pid: u32) -> Result<f64> {
+pub fn proportional_megabytes(pid: u32) -> Result<f64> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
     let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).context("no Pss in smaps_rollup")?;
     let kilobytes: f64 = line.trim().trim_end_matches(" kB").parse()?;

@@ -8,6 +8,7 @@ mod command;
 mod copy;
 mod exec;
 mod figure;
+mod fork;
 mod guest;
 mod idle;
 mod processes;
@@ -61,10 +62,12 @@ enum Group {
     Restore,
     /// How long a guest stands still for a snapshot
     StandStill,
+    /// Children of one moment
+    Fork,
 }
 
 impl Group {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Processes,
         Self::Guest,
         Self::Idle,
@@ -73,6 +76,7 @@ impl Group {
         Self::Boot,
         Self::Restore,
         Self::StandStill,
+        Self::Fork,
     ];
 
     fn title(self) -> &'static str {
@@ -85,6 +89,7 @@ impl Group {
             Self::Boot => "boot, and a snapshot that stops",
             Self::Restore => "restore",
             Self::StandStill => "stand-still of a guest that goes on",
+            Self::Fork => "forks",
         }
     }
 
@@ -102,6 +107,7 @@ impl Group {
             Self::Boot => boot::measure(runs, root),
             Self::Restore => restore::measure(runs, root),
             Self::StandStill => stand_still::measure(runs, root),
+            Self::Fork => fork::measure(runs, root),
         }
     }
 }
