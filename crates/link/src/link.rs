@@ -337,13 +337,13 @@ impl Link {
     }
 }
 
-/// A channel of either kind.
+/// A channel of either kind, on this face of the link or on [the one for threads](crate::blocking).
 #[derive(Debug)]
-pub enum Channel {
+pub enum Channel<S = Stream, M = Messages> {
     /// Bytes.
-    Stream(Stream),
+    Stream(S),
     /// Whole messages.
-    Messages(Messages),
+    Messages(M),
 }
 
 impl Channel {
@@ -354,9 +354,11 @@ impl Channel {
             Kind::Message => Self::Messages(Messages::new(handle)),
         }
     }
+}
 
+impl<S, M> Channel<S, M> {
     /// The stream; an error where it carries messages (and is closed).
-    pub fn stream(self) -> Result<Stream, Error> {
+    pub fn stream(self) -> Result<S, Error> {
         match self {
             Self::Stream(stream) => Ok(stream),
             Self::Messages(_) => Err(Error::Kind(Kind::Message)),
@@ -364,7 +366,7 @@ impl Channel {
     }
 
     /// The messages; an error where it carries a stream (and is closed).
-    pub fn messages(self) -> Result<Messages, Error> {
+    pub fn messages(self) -> Result<M, Error> {
         match self {
             Self::Messages(messages) => Ok(messages),
             Self::Stream(_) => Err(Error::Kind(Kind::Stream)),

@@ -45,7 +45,7 @@ use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
 
-use throughline_ring::{Identity, Kind};
+use throughline_ring::Identity;
 
 use crate::driver::threads::Seat;
 use crate::{
@@ -124,7 +124,7 @@ impl Link {
 
     /// Takes a channel that nobody in this process holds: after a restore, or in a new process.
     pub fn adopt(&self, id: ChannelId) -> Result<Channel, AdoptError> {
-        self.link.adopt(id).map(|channel| Channel::new(channel, self))
+        self.link.adopt(id).map(|channel| Channel::of(channel, self))
     }
 
     /// The next event; `None` when `timeout` has passed. One thread at a time gets each event.
@@ -256,40 +256,18 @@ impl Listener {
     /// [`Error::TimedOut`] when nobody opened one in time.
     pub fn accept(&mut self) -> Result<Channel, Error> {
         let accepted = self.patience.wait(self.inner.accept())?;
-        Ok(Channel::new(accepted, &self.patience.link))
+        Ok(Channel::of(accepted, &self.patience.link))
     }
 }
 
 /// A channel of either kind.
-#[derive(Debug)]
-pub enum Channel {
-    /// Bytes.
-    Stream(Stream),
-    /// Whole messages.
-    Messages(Messages),
-}
+pub type Channel = crate::Channel<Stream, Messages>;
 
 impl Channel {
-    fn new(channel: crate::Channel, link: &Link) -> Self {
+    fn of(channel: crate::Channel, link: &Link) -> Self {
         match channel {
             crate::Channel::Stream(stream) => Self::Stream(Stream::new(stream, link)),
             crate::Channel::Messages(messages) => Self::Messages(Messages::new(messages, link)),
-        }
-    }
-
-    /// The stream; an error where it carries messages (and is closed).
-    pub fn stream(self) -> Result<Stream, Error> {
-        match self {
-            Self::Stream(stream) => Ok(stream),
-            Self::Messages(_) => Err(Error::Kind(Kind::Message)),
-        }
-    }
-
-    /// The messages; an error where it carries a stream (and is closed).
-    pub fn messages(self) -> Result<Messages, Error> {
-        match self {
-            Self::Messages(messages) => Ok(messages),
-            Self::Stream(_) => Err(Error::Kind(Kind::Stream)),
         }
     }
 }
