@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 
+use throughline_sandbox::Sandbox;
+use throughline_sandbox::engine::Net;
 use throughline_sandbox::image::{BuildStep, Image, ImageBuilder, ImageError, Images, Progress};
 
 /// Shared by tests that need a kernel, so that it is downloaded once.
@@ -15,7 +17,17 @@ fn shared() -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join("images")
 }
 
+/// Downloads the kernel, unless it is there. One test at a time: what a download moves and removes is not to be copied
+/// by another one meanwhile.
+fn warm() {
+    fs::create_dir_all(shared()).unwrap();
+    let lock = fs::File::create(shared().with_extension("lock")).unwrap();
+    lock.lock().unwrap();
+    ImageBuilder::new().folder(shared()).agent("#!/bin/sh\n# warm\n").build().unwrap();
+}
+
 fn build(agent: &str) -> Image {
+    warm();
     ImageBuilder::new().folder(shared()).agent(agent).build().unwrap()
 }
 
@@ -111,7 +123,7 @@ fn no_space_is_told_and_leaves_nothing() {
 
 /// A store of its own, with the kernel that there is.
 fn store(folder: &Path) -> Images {
-    build("#!/bin/sh\n# warm\n");
+    warm();
     copy_folder(&shared().join("kernels"), &folder.join("kernels"));
     Images::new().folder(folder).snapshots(folder.join("snapshots"))
 }
@@ -188,6 +200,22 @@ fn an_image_gets_the_agent_of_the_release_that_uses_it() {
         assert_eq!((built.id(), built.rootfs()), (new.id(), new.rootfs()));
         assert!(fs::read(built.initramfs()).unwrap() == initramfs);
     }
+}
+
+#[tokio::test]
+async fn a_network_needs_an_image_that_drives_a_card() {
+    let folder = tempfile::tempdir().unwrap();
+    let images = store(folder.path());
+    let image = images.build("plain", &script("agent")).unwrap();
+    assert!(image.has_network());
+    // As an earlier release wrote it.
+    let path = image.kernel().parent().unwrap().join("image.json");
+    let mut described: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    described.as_object_mut().unwrap().remove("network").unwrap();
+    fs::write(&path, described.to_string()).unwrap();
+    let image = images.open("plain").unwrap();
+    let refused = Sandbox::builder(image).net(Net::User).create().await.unwrap_err().to_string();
+    assert!(refused.contains("throughline image build"), "{refused}");
 }
 
 #[test]

@@ -15,7 +15,7 @@ use super::scratch::Scratch;
 use super::{DESCRIPTION, Description, INITRAMFS, Image, KERNEL, create_folder, hex, initramfs, package, publish};
 
 /// Changes whenever images of the same parts come to differ.
-const FORMAT: &str = "throughline image 4";
+const FORMAT: &str = "throughline image 5";
 
 /// Builds images, or finds them built.
 #[derive(Clone, Debug)]
@@ -201,6 +201,7 @@ impl ImageBuilder {
             initramfs_bytes: 0,
             base: parts.base(),
             base_bytes: file.metadata().map_err(failed)?.len(),
+            network: parts.kernel.has_network(),
             rootfs: parts.rootfs,
             agent: String::new(),
         };

@@ -33,6 +33,14 @@ pub enum ImageError {
     /// Modules without their kernel.
     #[error("modules were given without the kernel that they belong to; give both")]
     ModulesAlone,
+    /// A guest of this image was to have a network.
+    #[error(
+        "the image has no driver for a network card: its kernel ({kernel}) came without virtio_net, or an earlier release built it; build it anew (`throughline image build NAME`), or go without a network"
+    )]
+    NoNetwork {
+        /// The image's kernel.
+        kernel: String,
+    },
     /// A kernel without its modules.
     #[error("the kernel is {release}, and {} has no modules for it; say where they are", folder.display())]
     NoModules {

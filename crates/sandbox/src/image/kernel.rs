@@ -53,6 +53,9 @@ struct Description {
     userland: Vec<String>,
     /// After those of every guest, by guests with a network.
     network: Vec<String>,
+    /// The kernel has a network without modules.
+    #[serde(default)]
+    has_network: bool,
 }
 
 impl Kernel {
@@ -78,6 +81,11 @@ impl Kernel {
     /// Those of a network, besides.
     pub(super) fn network_modules(&self) -> impl Iterator<Item = (&str, PathBuf)> {
         self.description.network.iter().map(|name| (name.as_str(), module_file(&self.folder, name)))
+    }
+
+    /// Whether it drives a machine's network card.
+    pub(super) fn has_network(&self) -> bool {
+        self.description.has_network || !self.description.network.is_empty()
     }
 
     pub(super) fn open(folder: &Path) -> Option<Self> {
@@ -206,7 +214,8 @@ fn take(parts: &Parts<'_>, name: String, to: &Path) -> Result<(), ImageError> {
         }
     }
     let with_userland = modules.len();
-    if all.has(NETWORK) {
+    let has_network = all.has(NETWORK);
+    if has_network {
         all.add(NETWORK, &mut modules)?;
     }
     for module in &modules {
@@ -220,7 +229,8 @@ fn take(parts: &Parts<'_>, name: String, to: &Path) -> Result<(), ImageError> {
     let mut modules: Vec<String> = modules.into_iter().map(|module| module.name).collect();
     let network = modules.split_off(with_userland);
     let userland = modules.split_off(every_guest);
-    let description = Description { package: name, digest: hex(&digest.finalize()), modules, userland, network };
+    let digest = hex(&digest.finalize());
+    let description = Description { package: name, digest, modules, userland, network, has_network };
     let text = serde_json::to_vec_pretty(&description).map_err(|error| failed(error.into()))?;
     write(&to.join(DESCRIPTION), &text)
 }

@@ -61,6 +61,9 @@ struct Description {
     base_bytes: u64,
     /// Digest of the agent.
     agent: String,
+    /// Whether its kernel drives a network card: earlier images do not say so, and cannot.
+    #[serde(default)]
+    network: bool,
 }
 
 impl Image {
@@ -87,6 +90,11 @@ impl Image {
     /// The root file system, if it has one of its own.
     pub fn rootfs(&self) -> Option<&Rootfs> {
         self.description.rootfs.as_ref()
+    }
+
+    /// Whether its guests can have a network.
+    pub fn has_network(&self) -> bool {
+        self.description.network
     }
 
     /// Whether its root file system has this digest.

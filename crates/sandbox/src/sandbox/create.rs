@@ -9,7 +9,7 @@ use super::start::{Starting, identity, region_file};
 use super::{About, Sandbox, Timings};
 use crate::SandboxError;
 use crate::engine::{BootSpec, Engine, Hardware, Net, Qemu, VmConfig};
-use crate::image::Image;
+use crate::image::{Image, ImageError};
 use crate::places::Places;
 
 /// How to create a sandbox. Made by [`Sandbox::builder`].
@@ -96,6 +96,9 @@ impl SandboxBuilder {
     pub async fn create(mut self) -> Result<Sandbox, SandboxError> {
         let started = Instant::now();
         self.hardware.check_new()?;
+        if self.hardware.net == Net::User && !self.image.has_network() {
+            return Err(ImageError::NoNetwork { kernel: self.image.kernel_version().to_owned() }.into());
+        }
         let name = self.name.take().map_or_else(random_name, Ok)?;
         let places = Places::claim(&name)?;
         let current = places.current();
