@@ -164,7 +164,20 @@ fn copy_tree(from: &Path, to: &Path) -> Result<()> {
         fs::copy(&path, &place).with_context(|| format!("cannot copy {}", path.display()))?;
     }
     fs::copy(from.join("Cargo.lock"), to.join("Cargo.lock")).context("cannot copy Cargo.lock")?;
-    Ok(())
+    // Cargo tells packages apart by name, version and place within their workspace: with the same version, what is
+    // built of a mutant would be taken for the tree's own later.
+    let manifest = to.join("Cargo.toml");
+    let text = fs::read_to_string(&manifest).context("cannot read the copy's Cargo.toml")?;
+    fs::write(&manifest, as_mutant(&text)?).context("cannot write the copy's Cargo.toml")
+}
+
+/// A workspace's manifest with a version that only mutants have.
+fn as_mutant(manifest: &str) -> Result<String> {
+    const VERSION: &str = "\nversion = \"";
+    if !manifest.contains(VERSION) {
+        bail!("Cargo.toml gives the workspace no version");
+    }
+    Ok(manifest.replacen(VERSION, &format!("{VERSION}0.0.0-mutant."), 1))
 }
 
 #[cfg(test)]
@@ -191,6 +204,14 @@ mod tests {
         assert!(findings[0].contains("\"b\": its text occurs 2 times"), "{findings:?}");
         assert!(findings[1].contains("\"c\": its text occurs 0 times"), "{findings:?}");
         assert!(findings[2].contains("two mutants are called \"a\""), "{findings:?}");
+    }
+
+    #[test]
+    fn a_mutant_is_another_package() {
+        let manifest = "[workspace.package]\nversion = \"0.1.0\"\nedition = \"2024\"\n";
+        let mutant = as_mutant(manifest).expect("a version");
+        assert_eq!(mutant, "[workspace.package]\nversion = \"0.0.0-mutant.0.1.0\"\nedition = \"2024\"\n");
+        assert!(as_mutant("[workspace]\n").is_err());
     }
 
     #[test]
