@@ -62,8 +62,11 @@ impl Place {
         DirBuilder::new().mode(0o700).recursive(true).create(all)?;
         sweep(all);
         let folder = tempfile::Builder::new().prefix("zygote-").tempdir_in(all)?;
-        let lock = File::create(folder.path().join(LOCK))?;
+        // It has its name only once it is locked: one that is found unlocked is nobody's.
+        let made = folder.path().join("lock.new");
+        let lock = File::create(&made)?;
         lock.lock()?;
+        fs::rename(made, folder.path().join(LOCK))?;
         Ok(Self { folder: folder.keep(), _lock: lock })
     }
 
