@@ -17,7 +17,7 @@ use crate::SandboxError;
 use crate::bundle::{Bundle, BundleError, MANIFEST, Manifest, RAM, REGION, SIDECAR, STATE};
 use crate::engine::{Engine, LoadSpec, Qemu, VmConfig};
 use crate::image::Images;
-use crate::places::Places;
+use crate::places::{PlaceError, Places};
 use crate::zeros::{PAGE, is_zero};
 
 /// How to restore a bundle. Made by [`Sandbox::restore`].
@@ -97,6 +97,15 @@ impl Restore {
     ///
     /// [`Event::Restored`]: throughline::Event::Restored
     pub async fn start(mut self) -> Result<Sandbox, SandboxError> {
+        let name = self.name.take().map_or_else(random_name, Ok)?;
+        self.load(|| Places::claim(&name)).await?.wake().await
+    }
+
+    /// Everything but letting the guest run.
+    pub(super) async fn load(
+        mut self,
+        claim: impl FnOnce() -> Result<Places, PlaceError>,
+    ) -> Result<Loaded, SandboxError> {
         let started = Instant::now();
         let engine = self.engine.take().unwrap_or_else(|| Arc::new(Qemu::new()));
         self.bundle.check_machine(&engine.capabilities().await?.machine)?;
@@ -104,8 +113,7 @@ impl Restore {
         let rootfs = self.open_rootfs()?;
         let (bundle, trusted, forked) = (self.bundle.clone(), self.trusted, self.origin == Origin::Forked);
         let checking = tokio::task::spawn_blocking(move || if trusted { Ok(()) } else { bundle.check(RAM) });
-        let name = self.name.take().map_or_else(random_name, Ok)?;
-        let places = Places::claim(&name)?;
+        let places = claim()?;
         let (region, sidecar) = self.copy(&places.current()).await?;
         let manifest = self.bundle.manifest();
         let spec = LoadSpec {
@@ -122,27 +130,27 @@ impl Restore {
         tracing::debug!(after = ?started.elapsed(), "copied");
         let vm = Arc::from(engine.load(spec).await?);
         let machine = started.elapsed();
+        tracing::debug!(after = ?machine, "loaded");
         let starting = Starting { vm, places, deadline: self.deadline, started };
-        let about = About {
-            image: manifest.image.clone(),
-            rootfs: manifest.rootfs.clone(),
-            kernel: manifest.kernel.clone(),
-            hardware: manifest.hardware,
-            agent: manifest.agent,
-            timings: Timings::default(),
-        };
-        tracing::debug!(after = ?started.elapsed(), "loaded");
         let checked = checking.await.map_err(|error| SandboxError::io("check the RAM")(io::Error::other(error)));
         tracing::debug!(after = ?started.elapsed(), "checked");
-        let woken = match checked {
-            Ok(Ok(())) => wake(&starting, region, sidecar, forked).await,
-            Ok(Err(damaged)) => Err(damaged.into()),
-            Err(error) => Err(error),
-        };
-        match woken {
-            Ok(link) => starting.ready(link, about, machine),
+        let attached = checked.and_then(|checked| Ok(checked?)).and_then(|()| {
+            let timeline = sidecar.timeline();
+            let link = starting.attach(region, sidecar)?;
+            if forked {
+                link.reset_forked();
+            }
+            Ok((link, timeline))
+        });
+        match attached {
+            Ok((link, timeline)) => Ok(Loaded { starting, link, timeline, about: self.about(), machine }),
             Err(error) => Err(starting.abandon(error).await),
         }
+    }
+
+    fn about(&self) -> About {
+        let Manifest { image, rootfs, kernel, hardware, agent, .. } = self.bundle.manifest().clone();
+        About { image, rootfs, kernel, hardware, agent, timings: Timings::default() }
     }
 
     fn check_agent(&self) -> Result<(), SandboxError> {
@@ -187,22 +195,35 @@ impl Restore {
     }
 }
 
-/// Gives the guest its identity, lets it run, and waits until it has taken it on. Only then does
-/// anything of the user's run.
-async fn wake(starting: &Starting, region: Region, sidecar: Sidecar, forked: bool) -> Result<Link, SandboxError> {
-    let timeline = sidecar.timeline();
-    let link = starting.attach(region, sidecar)?;
-    if forked {
-        link.reset_forked();
+/// A machine that was loaded, attached to, and has yet to run. Dropping it ends the machine.
+pub(super) struct Loaded {
+    pub(super) starting: Starting,
+    pub(super) link: Link,
+    pub(super) timeline: Timeline,
+    about: About,
+    machine: Duration,
+}
+
+impl Loaded {
+    /// Gives the guest its identity, lets it run, and waits until it has taken it on. Only then does anything of the
+    /// user's run.
+    pub(super) async fn wake(self) -> Result<Sandbox, SandboxError> {
+        match self.become_somebody().await {
+            Ok(()) => self.starting.ready(self.link, self.about, self.machine),
+            Err(error) => Err(self.starting.abandon(error).await),
+        }
     }
-    // The clock last, just before the guest runs.
-    link.give_identity(&identity(link.identity_seq() + 1, timeline)?);
-    link.lift_quiesce();
-    tracing::debug!(after = ?starting.started.elapsed(), "attached");
-    starting.vm.resume().await?;
-    tracing::debug!(after = ?starting.started.elapsed(), "running");
-    starting.answer(link.identity_taken(starting.deadline)).await?;
-    Ok(link)
+
+    async fn become_somebody(&self) -> Result<(), SandboxError> {
+        let Self { starting, link, .. } = self;
+        // The clock last, just before the guest runs.
+        link.give_identity(&identity(link.identity_seq() + 1, self.timeline)?);
+        link.lift_quiesce();
+        tracing::debug!(after = ?starting.started.elapsed(), "attached");
+        starting.vm.resume().await?;
+        tracing::debug!(after = ?starting.started.elapsed(), "running");
+        starting.answer(link.identity_taken(starting.deadline)).await
+    }
 }
 
 /// The monitor wants to be able to write, and maps it copy-on-write; where the file may not be
