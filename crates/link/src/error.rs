@@ -4,6 +4,8 @@
 use throughline_ring::Corrupt;
 use throughline_shmem::AllocateError;
 
+use crate::core::RolledBack;
+
 /// Why an operation on a channel failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -87,6 +89,30 @@ pub enum AdoptError {
         /// The one that runs.
         running: u128,
     },
+    /// The id names bytes of a timeline that was lost: the VM went back to a checkpoint of it.
+    #[error(
+        "timeline {from:032x} was lost, and {to:032x} runs, from its checkpoint on; {}",
+        undone(how_far.as_ref())
+    )]
+    RolledBack {
+        /// The timeline of the id.
+        from: u128,
+        /// The one that runs.
+        to: u128,
+        /// How far the channel went back; `None` where it was opened after the checkpoint and is gone, and where its
+        /// owner was told before.
+        how_far: Option<RolledBack>,
+    },
+    /// The id names the parent's bytes, and this is a child of it.
+    #[error("the channel belongs to the parent {from:032x}, and its child {index}, {to:032x}, runs; list its channels")]
+    Forked {
+        /// The timeline of the id.
+        from: u128,
+        /// The one that runs.
+        to: u128,
+        /// Which child it is.
+        index: u64,
+    },
     /// That use of the channel is over.
     #[error("the channel has been closed since")]
     Ended,
@@ -96,6 +122,17 @@ pub enum AdoptError {
     /// It was given up.
     #[error("the channel is corrupt and was given up: {0}")]
     Corrupt(Corrupt),
+}
+
+fn undone(how_far: Option<&RolledBack>) -> String {
+    match how_far {
+        Some(RolledBack { sent, received, .. }) => format!(
+            "of the channel's bytes, {} that were sent are undone, and {} that were received come again; list the channels of this timeline",
+            sent.bytes(),
+            received.bytes()
+        ),
+        None => "the channel was opened after the checkpoint, and is gone, or its owner was told before".to_owned(),
+    }
 }
 
 impl From<Error> for std::io::Error {

@@ -26,6 +26,14 @@ pub enum Event {
         /// Which of the children this is, from 0.
         index: u64,
     },
+    /// The VM died, and this link continues from a checkpoint of the timeline that was lost.
+    /// [`ChannelInfo::rolled_back`](crate::ChannelInfo::rolled_back) says how far each channel went back.
+    RolledBack {
+        /// The timeline that was lost.
+        from: u128,
+        /// The one that runs now.
+        to: u128,
+    },
     /// The doorbell's other end is there (again).
     PeerAttached,
     /// The doorbell's other end has gone.

@@ -97,7 +97,7 @@ pub use backing::{BackingError, FileId};
 pub use connect::Connect;
 #[cfg(not(any(loom, shuttle)))]
 pub use control::{Request, Unanswered};
-pub use core::{AttachCoreError, Carried, ChannelId, ChannelInfo, OnFork, Rung};
+pub use core::{AttachCoreError, Carried, ChannelId, ChannelInfo, OnFork, RolledBack, Rung, Undone};
 pub use counters::Counters;
 #[cfg(not(any(loom, shuttle)))]
 pub use doorbell::{Doorbell, Drained};

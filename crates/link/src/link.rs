@@ -187,7 +187,8 @@ fn beginning(timeline: Timeline) -> Option<Event> {
     match origin {
         Origin::Restored => Some(Event::Restored { from, to }),
         Origin::Forked => Some(Event::Forked { from, to, index }),
-        Origin::Created | Origin::RolledBack => None,
+        Origin::RolledBack => Some(Event::RolledBack { from, to }),
+        Origin::Created => None,
     }
 }
 
@@ -219,6 +220,11 @@ impl Link {
     /// The region.
     pub fn region(&self) -> &Region {
         &self.0.shared.region
+    }
+
+    /// What the host keeps; `None` on the guest's side.
+    pub fn sidecar(&self) -> Option<&Sidecar> {
+        self.0.shared.sidecar.as_ref()
     }
 
     /// The timeline that this link's positions belong to.
@@ -262,16 +268,34 @@ impl Link {
         self.core().channels()
     }
 
-    /// Takes a channel that nobody in this process holds: after a restore, or in a new process.
+    /// Takes a channel that nobody in this process holds: after a restore, or in a new process. With it, its owner
+    /// has been told how far it was [rolled back](ChannelInfo::rolled_back).
     pub fn adopt(&self, id: ChannelId) -> Result<Channel, AdoptError> {
-        let (this, kind) = self.core().adopt(id)?;
+        let (this, kind) = self.core().adopt(id).map_err(|error| self.explain(id, error))?;
         Ok(Channel::new(self.clone(), this, kind))
+    }
+
+    /// What became of another timeline's channel.
+    fn explain(&self, id: ChannelId, error: AdoptError) -> AdoptError {
+        let (AdoptError::OtherTimeline { asked: from, .. }, Some(sidecar)) = (error, self.sidecar()) else {
+            return error;
+        };
+        let Timeline { epoch: to, parent, index, origin } = sidecar.timeline();
+        let here = ChannelId { timeline: to, ..id };
+        let channel = self.channels().into_iter().find(|channel| channel.id == here);
+        let how_far = channel.and_then(|channel| channel.rolled_back).filter(|rolled_back| rolled_back.lost == from);
+        match origin {
+            Origin::Forked if parent == from => AdoptError::Forked { from, to, index },
+            Origin::RolledBack if parent == from || how_far.is_some() => AdoptError::RolledBack { from, to, how_far },
+            _ => error,
+        }
     }
 
     /// The next event. Cancel-safe. One task at a time gets each event.
     pub async fn event(&self) -> Event {
         let event = std::future::poll_fn(|cx| self.core().poll_event(cx)).await;
-        if let (Event::Restored { .. } | Event::Forked { .. }, Some(sidecar)) = (event, &self.0.shared.sidecar) {
+        let began = matches!(event, Event::Restored { .. } | Event::Forked { .. } | Event::RolledBack { .. });
+        if began && let Some(sidecar) = self.sidecar() {
             sidecar.take_event();
         }
         event

@@ -50,6 +50,9 @@ pub enum RecordWord {
     CorruptValue = 5,
     /// Kept: 32 bytes that the owner chose (4 words).
     Label = 8,
+    /// Kept: from where the channel was rolled back, until its owner was told: the lost timeline's id (2 words; 0 =
+    /// it was not), the end of my bytes there, the end of the peer's bytes that were handed to the reader there.
+    RolledBack = 12,
     /// Published: end of my bytes.
     Produced = 16,
     /// Kept: the partial last word of a stream.
@@ -201,6 +204,7 @@ mod tests {
         );
         let kept = [R::SentFrom, R::ReceivedFrom, R::Policy, R::Corrupt, R::CorruptValue, R::Label, R::Tail, R::Taken];
         assert_eq!(kept.map(|word| word as usize), [1, 2, 3, 4, 5, 8, 17, 33]);
+        assert_eq!(R::RolledBack as usize, 12);
         let told = [R::State, R::Produced, R::Freed, R::WantData, R::WantSpace];
         assert_eq!(told.map(|word| word as usize), [0, 16, 32, 48, 49]);
     }

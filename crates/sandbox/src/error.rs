@@ -100,6 +100,9 @@ pub enum SandboxError {
         "the machine of sandbox {0:?} is gone, and nobody saw it end: it was killed together with its shim, or the host was restarted; remove the sandbox, and run another one or restore a snapshot"
     )]
     Dead(String),
+    /// There is nothing to go back to.
+    #[error("sandbox {0:?} has no checkpoint to go back to, or was ended: remove it, and run or restore another one")]
+    NoCheckpoint(String),
     /// It stands still.
     #[error("sandbox {0:?} is paused; resume it first")]
     Paused(String),

@@ -21,6 +21,8 @@ pub enum State {
     Paused,
     /// Its machine ended, and how is known.
     Exited,
+    /// Its machine has died, and it goes back to its last checkpoint with the next command, if it is not just doing so.
+    Lost,
     /// Its machine is gone, and nobody saw it end: killed together with its shim, or the host was restarted.
     Dead,
     /// Another release made it, which alone knows more.
@@ -77,9 +79,9 @@ impl Known {
         Ok(Self { name, record: None, state: State::Foreign, runtime })
     }
 
-    /// Whether there is a machine that may be asked for something.
+    /// Whether there is a machine that may be asked for something, or will be.
     pub fn is_alive(&self) -> bool {
-        matches!(self.state, State::Running | State::Paused)
+        matches!(self.state, State::Running | State::Paused | State::Lost)
     }
 
     /// Removes what is left of one that is not alive. Nothing happens where there is nothing.
@@ -111,8 +113,9 @@ impl Known {
 fn state(record: &Record) -> State {
     match (&record.exit, record.wanted) {
         (Some(_), _) => State::Exited,
+        (None, _) if !record.machine.is_running() && record.may_go_back() => State::Lost,
         (None, _) if !record.machine.is_running() => State::Dead,
-        (None, Wanted::Running) => State::Running,
+        (None, Wanted::Running | Wanted::Ended) => State::Running,
         (None, Wanted::Paused) => State::Paused,
     }
 }

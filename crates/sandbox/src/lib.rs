@@ -31,7 +31,9 @@ pub use command::{Child, ChildEvent, ChildEvents, ChildInput, Command, Output};
 pub use error::SandboxError;
 pub use known::{Known, State};
 pub use places::PlaceError;
-pub use sandbox::{Record, Restore, Sandbox, SandboxBuilder, Snapshot, SnapshotReport, Stage, Timings, Wanted};
+pub use sandbox::{
+    Checkpoint, Checkpoints, Record, Restore, Sandbox, SandboxBuilder, Snapshot, SnapshotReport, Stage, Timings, Wanted,
+};
 pub use zygote::Zygote;
 
 /// Where snapshots that have a name lie.

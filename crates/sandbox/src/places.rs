@@ -16,6 +16,8 @@ use crate::engine::end_left;
 pub(crate) const RECORD: &str = "sandbox.json";
 /// In the folder of its memory: where its sockets and logs lie.
 const RUNTIME: &str = "runtime";
+/// In the folder of its memory: a timeline in the making.
+const NEXT: &str = "next";
 /// Longest name of a sandbox, in bytes.
 const LONGEST: usize = 63;
 
@@ -176,13 +178,51 @@ impl Places {
         self.kept.store(false, Ordering::Relaxed);
     }
 
-    /// Gives region, sidecar and RAM back. The name stays taken.
+    /// Gives region, sidecar, RAM and checkpoints back. The name stays taken.
     pub(crate) fn free_memory(&self) -> Result<(), PlaceError> {
-        let current = self.current();
-        match fs::remove_dir_all(&current) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(PlaceError::Io { path: current, source }),
-            _ => Ok(()),
+        self.remove_beside(|_| true)
+    }
+
+    /// Removes the folders of the memory that are `unwanted`.
+    pub(crate) fn remove_beside(&self, unwanted: impl Fn(&str) -> bool) -> Result<(), PlaceError> {
+        let failed = |source| PlaceError::Io { path: self.memory.clone(), source };
+        let entries = match fs::read_dir(&self.memory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            entries => entries.map_err(failed)?,
+        };
+        for entry in entries {
+            let entry = entry.map_err(failed)?;
+            // A link, such as the one to the runtime folder, is no folder.
+            let is_folder = entry.file_type().map_err(failed)?.is_dir();
+            if is_folder && entry.file_name().to_str().is_some_and(&unwanted) {
+                fs::remove_dir_all(entry.path()).map_err(failed)?;
+            }
         }
+        Ok(())
+    }
+
+    /// A place beside `current`.
+    pub(crate) fn beside(&self, name: &str) -> PathBuf {
+        self.memory.join(name)
+    }
+
+    /// An empty folder for a timeline that may become the current one.
+    pub(crate) fn next(&self) -> Result<PathBuf, PlaceError> {
+        let next = self.beside(NEXT);
+        let made = match fs::remove_dir_all(&next) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => create(&next),
+        };
+        made.map(|()| next.clone()).map_err(|source| PlaceError::Io { path: next, source })
+    }
+
+    /// Makes the next timeline the current one, in one step, and removes the other.
+    pub(crate) fn go_over(&self) -> Result<(), PlaceError> {
+        use rustix::fs::{CWD, RenameFlags, renameat_with};
+        let (next, current) = (self.beside(NEXT), self.current());
+        let gone_over = renameat_with(CWD, &next, CWD, &current, RenameFlags::EXCHANGE);
+        gone_over.map_err(|error| PlaceError::Io { path: current, source: error.into() })?;
+        self.remove_beside(|name| name == NEXT)
     }
 
     pub(crate) fn name(&self) -> &str {

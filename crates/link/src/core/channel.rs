@@ -5,6 +5,8 @@ use throughline_ring::{
 };
 use throughline_shmem::Words;
 
+use super::rolled_back::RolledBack;
+
 /// A channel as its side knows it.
 #[derive(Debug)]
 pub(crate) struct Channel {
@@ -124,6 +126,7 @@ impl Channel {
         if self.i_open && unread != 0 {
             return Err(not_empty(PeerWord::Produced, self.rx.taken().plus(unread).0));
         }
+        RolledBack::told(view);
         view.keep(RecordWord::SentFrom, self.tx.produced().0);
         view.keep(RecordWord::ReceivedFrom, self.rx.taken().0);
         self.set(view, State::live(generation, kind, port));

@@ -4,6 +4,7 @@ use throughline_ring::{Corrupt, Kind, Phase, RecordWord};
 use throughline_shmem::Words;
 
 use super::channel::Channel;
+use super::rolled_back::RolledBack;
 use super::{Bell, Core};
 
 /// One use of one channel, in one timeline. The same numbers in another timeline name other bytes.
@@ -48,6 +49,8 @@ pub struct ChannelInfo {
     pub unread: u64,
     /// Why it was given up.
     pub corrupt: Option<Corrupt>,
+    /// How far it went back with its VM, until somebody adopts it.
+    pub rolled_back: Option<RolledBack>,
 }
 
 impl<W: Words, B: Bell> Core<W, B> {
@@ -87,6 +90,7 @@ impl<W: Words, B: Bell> Core<W, B> {
             received: entry.channel.rx.taken().0,
             unread,
             corrupt: entry.channel.corrupt,
+            rolled_back: RolledBack::of(&view),
         })
     }
 }

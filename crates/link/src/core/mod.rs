@@ -16,6 +16,7 @@ mod fork;
 mod freeze;
 mod list;
 mod open;
+pub(crate) mod rolled_back;
 mod serve;
 #[cfg(test)]
 mod tests;
@@ -33,6 +34,7 @@ pub use attach::AttachOptions;
 pub use copy::Carried;
 pub use list::{ChannelId, ChannelInfo};
 pub use open::{LABEL_BYTES, OnFork, OpenOptions, Policy};
+pub use rolled_back::{RolledBack, Undone};
 pub use transfer::{Publish, Take};
 
 use crate::counters::Counting;

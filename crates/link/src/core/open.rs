@@ -7,6 +7,7 @@ use std::time::Duration;
 use throughline_ring::{Cause, Kind, Phase, Reason, RecordWord, View};
 use throughline_shmem::Words;
 
+use super::rolled_back::RolledBack;
 use super::{Bell, ChannelId, Core, Entry, Use};
 use crate::error::Error;
 
@@ -302,6 +303,7 @@ impl<W: Words, B: Bell> Core<W, B> {
             return Err(AdoptError::Held);
         }
         (entry.held, entry.expires) = (true, None);
+        RolledBack::told(&self.view(id.slot));
         Ok((Use { slot: id.slot, generation: mine.generation }, mine.kind))
     }
 

@@ -11,6 +11,7 @@ use throughline_shmem::sync::Ordering;
 use throughline_shmem::{Mapping, Populate, Words};
 
 use crate::backing::{self, BackingError, Draft, FileId};
+use crate::core::rolled_back;
 use crate::lease::{Claim, Holder, Lease, Refusal};
 use crate::region::Region;
 
@@ -151,6 +152,13 @@ impl Sidecar {
         header::set_event_pending(&*memory, true);
         header::write_binding(&*memory, &binding(region, own_file, timeline)?);
         Ok(Self { memory, timeline, _leases: leases })
+    }
+
+    /// Of a checkpoint's copy that was [rebound](Self::rebind), after the timeline of which `dead` is the sidecar was
+    /// lost: remembers how far each channel had come there, until its owner is told. To be called before it is
+    /// attached; may be repeated.
+    pub fn went_back_from(&self, dead: &Self, region: &Region) {
+        rolled_back::mark(&*self.memory, &*dead.memory, region.layout(), dead.timeline.epoch);
     }
 
     /// A new timeline's id: 128 random bits.

@@ -3,4 +3,5 @@
 mod common;
 mod full;
 mod region;
+mod rolled_back;
 mod sidecar;

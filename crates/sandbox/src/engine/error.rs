@@ -143,6 +143,14 @@ pub enum ExitReason {
     Unknown,
 }
 
+impl ExitReason {
+    /// Whether the monitor died: the guest had no part in it, and nobody asked for it.
+    #[must_use]
+    pub fn is_death(self) -> bool {
+        matches!(self, Self::Signal(_) | Self::Failed(_) | Self::Unknown)
+    }
+}
+
 impl fmt::Display for ExitReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

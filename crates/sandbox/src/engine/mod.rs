@@ -239,24 +239,19 @@ pub trait Vm: Send + Sync {
     async fn exited(&self) -> Exit;
 }
 
-/// Saves a machine that never runs again: pauses it, writes its device state, ends the monitor,
-/// and moves or copies its RAM to `ram`.
+/// Saves a machine that is to be ended then: pauses it, writes its device state, and makes its RAM the file `ram`.
 ///
-/// Where the RAM is a file on the same file system as `ram`, no byte of it is copied.
-pub async fn save_and_stop(vm: &dyn Vm, state: &Path, ram: &Path) -> Result<CaptureReport, EngineError> {
+/// Where the RAM is a file on the same file system as `ram`, no byte of it is copied: the image is a second name of it.
+/// The machine must not run again while that name is there.
+pub async fn save_paused(vm: &dyn Vm, state: &Path, ram: &Path) -> Result<CaptureReport, EngineError> {
     vm.pause().await?;
     vm.save(state).await?;
-    let source = vm.ram()?;
-    let owned = ram.to_path_buf();
+    let (source, image) = (vm.ram()?, ram.to_path_buf());
     if let RamRecord::Shared(file) = &vm.record().ram {
-        // Only a dead monitor cannot write any more.
-        vm.kill().await?;
         let file = file.clone();
-        return blocking(move || capture::hand_over(&file, &owned)).await;
+        return blocking(move || capture::share(&file, &image)).await;
     }
-    let report = blocking(move || Capture::begin(source, &owned)?.finish()).await?;
-    vm.kill().await?;
-    Ok(report)
+    blocking(move || Capture::begin(source, &image)?.finish()).await
 }
 
 /// Runs file work off the reactor.

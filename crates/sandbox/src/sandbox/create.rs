@@ -115,7 +115,7 @@ impl SandboxBuilder {
         let spec = BootSpec { config, image: &self.image, kernel_arguments, ram: current.join("ram") };
         let vm = Arc::from(engine.boot(spec).await?);
         let machine = started.elapsed();
-        let starting = Starting { vm, places, deadline: self.deadline, started };
+        let starting = Starting { vm, places, deadline: self.deadline, started, former: None };
         match self.greet(&starting, region, sidecar).await {
             Ok((link, about)) => starting.ready(link, about, machine),
             Err(error) => Err(starting.abandon(error).await),

@@ -1,9 +1,11 @@
 //! A running sandbox: its machine, its link, and the folders that both lie in.
 
 mod bell;
+mod checkpoint;
 mod create;
 pub(crate) mod record;
 mod restore;
+mod roll_back;
 mod snapshot;
 mod start;
 mod take_over;
@@ -24,7 +26,7 @@ use crate::places::Places;
 use crate::{SandboxError, bundle};
 
 pub use create::SandboxBuilder;
-pub use record::{Record, Wanted};
+pub use record::{Checkpoint, Checkpoints, Record, Wanted};
 pub use restore::Restore;
 pub use snapshot::{Snapshot, SnapshotReport, Stage};
 
@@ -43,6 +45,8 @@ pub struct Sandbox {
     ends: AtomicBool,
     /// How long the guest may take to become quiet for a snapshot.
     quiet: Duration,
+    /// Held while a snapshot is taken: one at a time, each in its turn.
+    snapshots: tokio::sync::Mutex<()>,
 }
 
 /// What a snapshot has to say of a sandbox.
@@ -193,7 +197,15 @@ impl Sandbox {
 
     /// Ends the machine at once, without waiting: [`exited`](Self::exited) tells.
     pub fn end(&self) {
+        self.ends_here();
         self.vm.end();
+    }
+
+    /// Notes that the machine's end is wanted: nobody goes back to a checkpoint then.
+    fn ends_here(&self) {
+        if let Err(error) = self.change(|record| record.wanted = Wanted::Ended) {
+            tracing::warn!(%error, "it is not on paper that this sandbox was ended");
+        }
     }
 
     /// The folder of its sockets and logs.
@@ -203,6 +215,7 @@ impl Sandbox {
 
     /// Ends the machine at once, and removes what the sandbox used.
     pub async fn kill(self) -> Result<Exit, SandboxError> {
+        self.ends_here();
         Ok(self.vm.kill().await?)
     }
 }

@@ -12,12 +12,16 @@ use throughline::Link;
 
 use super::About;
 use crate::SandboxError;
+use crate::bundle::Bundle;
 use crate::engine::{Exit, Hardware, VmRecord};
 use crate::image::Rootfs;
 use crate::places::RECORD;
 
 /// Its version. A reader refuses another one.
 const VERSION: u32 = 2;
+
+/// How often a sandbox goes back to one checkpoint: what ends its machine every time is not helped by it.
+const MOST_TRIES: u32 = 5;
 
 /// Whether the guest is meant to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +31,34 @@ pub enum Wanted {
     Running,
     /// Somebody paused it.
     Paused,
+    /// Somebody ended it.
+    Ended,
+}
+
+/// The moment that a sandbox goes back to when its machine dies.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checkpoint {
+    /// Its bundle's name, beside `current`.
+    pub folder: String,
+    /// When it was taken, in milliseconds since 1970.
+    pub taken_ms: u64,
+}
+
+/// Checkpoints, and what came of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checkpoints {
+    /// How often one is to be taken, in milliseconds; `None` for never.
+    pub every_ms: Option<u64>,
+    /// The last one.
+    pub last: Option<Checkpoint>,
+    /// A process is going back to it, or has died while it was.
+    pub going_back: bool,
+    /// How often that was begun since the last one was taken.
+    pub tries: u32,
+    /// How often the sandbox has come back in all.
+    pub times: u32,
+    /// How the machine ended that was lost last, if somebody saw it.
+    pub lost: Option<Exit>,
 }
 
 /// A sandbox on paper.
@@ -57,6 +89,12 @@ pub struct Record {
     pub wanted: Wanted,
     /// The draft of a snapshot under way: nobody's, once the process that takes it has died.
     pub snapshot: Option<PathBuf>,
+    /// The bundle with which the sandbox is to end: once it is there, the machine must not run.
+    #[serde(default)]
+    pub stopping: Option<PathBuf>,
+    /// What it goes back to when its machine dies.
+    #[serde(default)]
+    pub checkpoints: Checkpoints,
     /// Whether name and logs vanish when the machine ends.
     pub rm: bool,
     /// How it ended, if it has.
@@ -65,12 +103,11 @@ pub struct Record {
 
 impl Record {
     pub(super) fn new(name: &str, about: &About, link: &Link, machine: &VmRecord) -> Self {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let About { image, rootfs, kernel, hardware, agent, .. } = about.clone();
         Self {
             version: VERSION,
             name: name.to_owned(),
-            created_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
+            created_ms: now_ms(),
             image,
             rootfs,
             kernel,
@@ -80,9 +117,33 @@ impl Record {
             machine: machine.clone(),
             wanted: Wanted::Running,
             snapshot: None,
+            stopping: None,
+            checkpoints: Checkpoints::default(),
             rm: false,
             exit: None,
         }
+    }
+
+    /// The same sandbox in another timeline, on another machine.
+    pub(super) fn gone_back(mut self, link: &Link, machine: &VmRecord) -> Self {
+        self.timeline = format!("{:032x}", link.timeline());
+        self.machine = machine.clone();
+        self.wanted = Wanted::Running;
+        self.checkpoints.going_back = false;
+        self.checkpoints.times += 1;
+        self
+    }
+
+    /// Whether there is a checkpoint to go back to, and nobody wanted the machine to end.
+    pub fn may_go_back(&self) -> bool {
+        let Checkpoints { last, tries, .. } = &self.checkpoints;
+        last.is_some() && *tries < MOST_TRIES && self.wanted != Wanted::Ended && self.exit.is_none()
+    }
+
+    /// Whether the bundle with which the sandbox was to end is there.
+    pub(super) fn has_stopped(&self) -> bool {
+        let bundle = self.stopping.as_deref().map(Bundle::open);
+        bundle.is_some_and(|bundle| bundle.is_ok_and(|bundle| bundle.manifest().timeline == self.timeline))
     }
 
     pub(super) fn about(&self) -> About {
@@ -128,4 +189,10 @@ impl Record {
         }
         serde_json::from_slice(&bytes).map(Some).map_err(damaged)
     }
+}
+
+/// Milliseconds since 1970; zero for a clock before that.
+pub(super) fn now_ms() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }

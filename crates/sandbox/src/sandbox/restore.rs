@@ -12,7 +12,7 @@ use throughline::{Link, Origin, Region, Sidecar, Timeline};
 use super::create::random_name;
 use super::snapshot::blocking;
 use super::start::{Starting, identity, region_file};
-use super::{About, Sandbox, SandboxBuilder, Timings};
+use super::{About, Record, Sandbox, SandboxBuilder, Timings};
 use crate::SandboxError;
 use crate::bundle::{Bundle, BundleError, MANIFEST, Manifest, RAM, REGION, SIDECAR, STATE};
 use crate::engine::{Engine, LoadSpec, Qemu, VmConfig};
@@ -102,9 +102,15 @@ impl Restore {
     }
 
     /// Everything but letting the guest run.
-    pub(super) async fn load(
+    pub(super) async fn load(self, claim: impl FnOnce() -> Result<Places, PlaceError>) -> Result<Loaded, SandboxError> {
+        self.load_after(claim, None).await
+    }
+
+    /// The same, perhaps in place of a machine that has died.
+    pub(super) async fn load_after(
         mut self,
         claim: impl FnOnce() -> Result<Places, PlaceError>,
+        lost: Option<Lost<'_>>,
     ) -> Result<Loaded, SandboxError> {
         let started = Instant::now();
         let engine = self.engine.take().unwrap_or_else(|| Arc::new(Qemu::new()));
@@ -114,7 +120,8 @@ impl Restore {
         let (bundle, trusted, forked) = (self.bundle.clone(), self.trusted, self.origin == Origin::Forked);
         let checking = tokio::task::spawn_blocking(move || if trusted { Ok(()) } else { bundle.check(RAM) });
         let places = claim()?;
-        let (region, sidecar) = self.copy(&places.current()).await?;
+        let folder = if lost.is_some() { places.next()? } else { places.current() };
+        let (region, sidecar) = self.copy(&folder, lost.as_ref()).await?;
         let manifest = self.bundle.manifest();
         let spec = LoadSpec {
             config: VmConfig {
@@ -131,7 +138,8 @@ impl Restore {
         let vm = Arc::from(engine.load(spec).await?);
         let machine = started.elapsed();
         tracing::debug!(after = ?machine, "loaded");
-        let starting = Starting { vm, places, deadline: self.deadline, started };
+        let former = lost.map(|lost| lost.record);
+        let starting = Starting { vm, places, deadline: self.deadline, started, former };
         let checked = checking.await.map_err(|error| SandboxError::io("check the RAM")(io::Error::other(error)));
         tracing::debug!(after = ?started.elapsed(), "checked");
         let attached = checked.and_then(|checked| Ok(checked?)).and_then(|()| {
@@ -173,9 +181,13 @@ impl Restore {
     }
 
     /// Copies region and sidecar, and makes them a timeline of their own.
-    async fn copy(&self, current: &Path) -> Result<(Region, Sidecar), SandboxError> {
-        let (bundle, to, trusted) = (self.bundle.clone(), current.to_path_buf(), self.trusted);
-        let (origin, index) = (self.origin, self.index);
+    async fn copy(&self, folder: &Path, lost: Option<&Lost<'_>>) -> Result<(Region, Sidecar), SandboxError> {
+        let (bundle, to, trusted) = (self.bundle.clone(), folder.to_path_buf(), self.trusted);
+        let (mut origin, mut index) = (self.origin, self.index);
+        if let Some(lost) = lost {
+            (origin, index) = (Origin::RolledBack, lost.dead.timeline().index);
+        }
+        let lost_epoch = lost.map(|lost| lost.dead.timeline().epoch);
         let work = move || {
             for file in [STATE, REGION, SIDECAR].into_iter().filter(|_| !trusted) {
                 bundle.check(file)?;
@@ -183,16 +195,29 @@ impl Restore {
             copy_sparse(&bundle.file(REGION)?, &to.join("region"))?;
             copy_sparse(&bundle.file(SIDECAR)?, &to.join("sidecar"))?;
             let region = Region::open(&to.join("region"))?;
-            let parent = u128::from_str_radix(&bundle.manifest().timeline, 16).map_err(|_| BundleError::Damaged {
+            let saved = u128::from_str_radix(&bundle.manifest().timeline, 16).map_err(|_| BundleError::Damaged {
                 file: MANIFEST.to_owned(),
                 reason: "its timeline is no number".to_owned(),
             })?;
+            let parent = lost_epoch.unwrap_or(saved);
             let timeline = Timeline { epoch: Sidecar::new_epoch()?, parent, index, origin };
             let sidecar = Sidecar::rebind(&to.join("sidecar"), &region, timeline)?;
             Ok::<_, SandboxError>((region, sidecar))
         };
-        blocking(work).await
+        let (region, sidecar) = blocking(work).await?;
+        if let Some(lost) = lost {
+            sidecar.went_back_from(lost.dead, &region);
+        }
+        Ok((region, sidecar))
     }
+}
+
+/// What is left of a sandbox whose machine has died.
+pub(super) struct Lost<'a> {
+    /// What is on paper.
+    pub(super) record: Record,
+    /// What the host kept of its timeline.
+    pub(super) dead: &'a Sidecar,
 }
 
 /// A machine that was loaded, attached to, and has yet to run. Dropping it ends the machine.
@@ -205,6 +230,14 @@ pub(super) struct Loaded {
 }
 
 impl Loaded {
+    /// Makes it the sandbox's current timeline.
+    pub(super) async fn go_over(self) -> Result<Self, SandboxError> {
+        match self.starting.places.go_over() {
+            Ok(()) => Ok(self),
+            Err(error) => Err(self.starting.abandon(error.into()).await),
+        }
+    }
+
     /// Gives the guest its identity, lets it run, and waits until it has taken it on. Only then does anything of the
     /// user's run.
     pub(super) async fn wake(self) -> Result<Sandbox, SandboxError> {

@@ -2,14 +2,16 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use throughline::Link;
 
+use super::record::now_ms;
 use super::{About, Sandbox, Wanted, carried};
 use crate::SandboxError;
 use crate::bundle::{Bundle, BundleError, Carried, Draft, Manifest, RAM, REGION, SIDECAR, STATE, VERSION};
-use crate::engine::{Capture, CaptureReport, Vm, save_and_stop};
+use crate::engine::{Capture, CaptureReport, Vm, save_paused};
 
 /// The most that a device state needs, in bytes.
 const STATE_ROOM: u64 = 1 << 20;
@@ -168,6 +170,7 @@ impl Snapshot<'_> {
     /// sandbox goes on, and what is at the place is complete or nothing.
     pub async fn take(self) -> Result<(Bundle, SnapshotReport), SandboxError> {
         let (sandbox, vm) = (self.sandbox, &*self.sandbox.vm);
+        let _turn = sandbox.snapshots.lock().await;
         let taken = self.taken().await;
         // Complete or vanished: a successor has nothing to remove.
         sandbox.change(|record| record.snapshot = None)?;
@@ -197,19 +200,44 @@ impl Snapshot<'_> {
     /// Takes the snapshot and ends the sandbox: its RAM is not copied, its file becomes the snapshot's
     /// (on the same file system).
     ///
-    /// If the guest does not become quiet, the sandbox goes on. If anything later fails, or the future is
-    /// dropped, it ends nevertheless.
+    /// The machine ends only once the bundle is there. If anything fails before, the sandbox goes on; whoever takes it
+    /// over after this process died finds either the bundle, and ends the machine, or no bundle, and lets it go on. If
+    /// the future is dropped, the machine ends all the same.
     pub async fn take_and_stop(self) -> Result<(Bundle, SnapshotReport), SandboxError> {
+        let sandbox = self.sandbox;
+        let _turn = sandbox.snapshots.lock().await;
+        let ends = Ending { vm: &*sandbox.vm, armed: AtomicBool::new(false) };
+        match self.taken_paused(&ends).await {
+            Ok(taken) => {
+                sandbox.change(|record| {
+                    (record.wanted, record.stopping, record.snapshot) = (Wanted::Ended, None, None);
+                })?;
+                sandbox.vm.kill().await?;
+                Ok(taken)
+            }
+            Err(error) => {
+                if ends.armed.swap(false, Ordering::Relaxed) {
+                    sandbox.go_on().await;
+                }
+                sandbox.change(|record| (record.stopping, record.snapshot) = (None, None))?;
+                Err(explain(error, &*sandbox.vm).await)
+            }
+        }
+    }
+
+    async fn taken_paused(self, ends: &Ending<'_>) -> Result<(Bundle, SnapshotReport), SandboxError> {
         let started = Instant::now();
         let Self { sandbox, place, quiet, observer } = self;
         let draft = sandbox.draft(&place)?;
         observer(Stage::Quieting);
         let quiesced = quiet.ask(&sandbox.link, &*sandbox.vm).await?;
-        let _ends = Ending(&*sandbox.vm);
+        sandbox.change(|record| record.stopping = Some(place))?;
+        ends.armed.store(true, Ordering::Relaxed);
         sandbox.vm.pause().await?;
         observer(Stage::Paused);
         let carried = copy_link(&sandbox.link, &draft)?;
-        let ram = save_and_stop(&*sandbox.vm, &draft.path(STATE), &draft.path(RAM)).await?;
+        let saved = save_paused(&*sandbox.vm, &draft.path(STATE), &draft.path(RAM)).await;
+        let ram = saved.map_err(|error| full(&draft).unwrap_or_else(|| error.into()))?;
         let manifest = sandbox.manifest(quiesced, carried);
         let bundle = blocking(move || draft.complete(manifest)).await?;
         let (total, CaptureReport { copied, corrected, .. }) = (started.elapsed(), ram);
@@ -219,11 +247,16 @@ impl Snapshot<'_> {
 }
 
 /// Ends a machine that must not run again.
-struct Ending<'a>(&'a dyn Vm);
+struct Ending<'a> {
+    vm: &'a dyn Vm,
+    armed: AtomicBool,
+}
 
 impl Drop for Ending<'_> {
     fn drop(&mut self) {
-        self.0.end();
+        if self.armed.load(Ordering::Relaxed) {
+            self.vm.end();
+        }
     }
 }
 
@@ -245,6 +278,16 @@ impl Sandbox {
         Snapshot { sandbox: self, place: place.to_path_buf(), quiet, observer: Box::new(|_| ()) }
     }
 
+    /// After a snapshot that was to end the machine, and came to nothing.
+    async fn go_on(&self) {
+        let resumed = self.vm.resume().await;
+        if let Err(error) = resumed {
+            tracing::warn!(%error, "the sandbox does not go on after its snapshot failed");
+        }
+        self.link.thaw();
+        self.link.lift_quiesce();
+    }
+
     /// A draft, which a successor removes if this process dies.
     fn draft(&self, place: &Path) -> Result<Draft, SandboxError> {
         if self.record().wanted == Wanted::Paused {
@@ -257,10 +300,9 @@ impl Sandbox {
 
     fn manifest(&self, quiesced: bool, carried: Carried) -> Manifest {
         let About { image, rootfs, kernel, hardware, agent, .. } = self.about.clone();
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Manifest {
             version: VERSION,
-            created_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
+            created_ms: now_ms(),
             machine: self.vm.record().machine.clone(),
             image,
             rootfs,

@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use throughline::{Identity, Link, Region, Sidecar, Timeline, Unanswered};
+use throughline::{Identity, Link, Origin, Region, Sidecar, Timeline, Unanswered};
 
 use super::{About, Record, Sandbox, Timings, bell};
 use crate::SandboxError;
@@ -18,6 +18,8 @@ pub(super) struct Starting {
     pub(super) places: Places,
     pub(super) deadline: Duration,
     pub(super) started: std::time::Instant,
+    /// What was on paper of the sandbox whose machine has died; `None` for a new sandbox.
+    pub(super) former: Option<Record>,
 }
 
 impl Starting {
@@ -45,9 +47,13 @@ impl Starting {
     /// The guest is ready: from here on there is a sandbox, whatever becomes of this process.
     pub(super) fn ready(mut self, link: Link, mut about: About, machine: Duration) -> Result<Sandbox, SandboxError> {
         about.timings = Timings { machine, ready: self.started.elapsed() };
-        let record = Record::new(self.places.name(), &about, &link, self.vm.record());
+        let record = match self.former.take() {
+            Some(former) => former.gone_back(&link, self.vm.record()),
+            None => Record::new(self.places.name(), &about, &link, self.vm.record()),
+        };
         record.write(self.places.runtime())?;
         self.places.settle();
+        self.places.end();
         let bell = bell::Reconnecting::start(link.clone(), self.vm.clone());
         Ok(Sandbox {
             _bell: bell,
@@ -58,6 +64,7 @@ impl Starting {
             record: record.into(),
             ends: true.into(),
             quiet: Sandbox::DEFAULT_QUIET,
+            snapshots: tokio::sync::Mutex::default(),
         })
     }
 
@@ -84,7 +91,8 @@ pub(super) fn identity(seq: u64, timeline: Timeline) -> Result<Identity, Sandbox
         parent: timeline.parent,
         index: timeline.index,
         clock_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
-        flags: Identity::RENEW_NAMES,
+        // What comes back is the same machine to others; its twin is dead.
+        flags: if timeline.origin == Origin::RolledBack { 0 } else { Identity::RENEW_NAMES },
         entropy,
     })
 }

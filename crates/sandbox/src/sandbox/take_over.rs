@@ -5,6 +5,7 @@ use std::sync::Arc;
 use throughline::{Link, Region, Sidecar};
 
 use super::record::{Record, Wanted};
+use super::roll_back::go_back;
 use super::{Sandbox, bell};
 use crate::SandboxError;
 use crate::bundle::Draft;
@@ -15,14 +16,15 @@ impl Sandbox {
     /// Takes over the sandbox of a name, of which no process has the lease. The guest notices nothing: its channels
     /// wait to be adopted, at the byte where their last reader stopped.
     ///
-    /// What the last process left half-done is ended: a pause that nobody wants, a snapshot's draft.
+    /// What the last process left half-done is ended: a pause that nobody wants, a snapshot's draft. If its machine
+    /// has died, and it has a checkpoint, it [goes back](Self::roll_back) to that.
     ///
     /// # Errors
     /// There is no such sandbox; another process has it ([`Sidecar`](SandboxError::Sidecar), which names the process);
     /// its machine has ended.
     pub async fn take_over(name: &str) -> Result<Self, SandboxError> {
         let places = Places::open(name)?;
-        let record = Record::read(places.runtime())?.ok_or_else(|| SandboxError::Unfinished(name.to_owned()))?;
+        let mut record = Record::read(places.runtime())?.ok_or_else(|| SandboxError::Unfinished(name.to_owned()))?;
         if let Some(exit) = record.exit {
             return Err(SandboxError::Ended(Box::new(exit)));
         }
@@ -30,6 +32,14 @@ impl Sandbox {
         let region = Region::open(&current.join("region"))?;
         // The lease: from here on nobody else drives this sandbox.
         let sidecar = Sidecar::open(&current.join("sidecar"), &region)?;
+        if record.has_stopped() {
+            (record.wanted, record.snapshot, record.stopping) = (Wanted::Ended, None, None);
+            record.write(places.runtime())?;
+        }
+        let is_gone = record.checkpoints.going_back || !record.machine.is_running();
+        if is_gone && record.may_go_back() {
+            return go_back(places, record, &sidecar).await;
+        }
         let vm = Arc::from(Qemu::new().reattach(&record.machine).await?);
         let this = Self::attach(places, record, region, sidecar, vm)?;
         this.finish_what_was_begun().await?;
@@ -57,6 +67,7 @@ impl Sandbox {
             record: record.into(),
             ends: true.into(),
             quiet: Self::DEFAULT_QUIET,
+            snapshots: tokio::sync::Mutex::default(),
         })
     }
 
@@ -64,11 +75,14 @@ impl Sandbox {
         let record = self.record();
         if let Some(draft) = &record.snapshot {
             Draft::remove_left(draft);
-            self.change(|record| record.snapshot = None)?;
+            self.change(|record| (record.snapshot, record.stopping) = (None, None))?;
         }
         match record.wanted {
             Wanted::Running => self.vm.resume().await?,
             Wanted::Paused => self.vm.pause().await?,
+            Wanted::Ended => {
+                self.vm.kill().await?;
+            }
         }
         self.link.lift_quiesce();
         Ok(())

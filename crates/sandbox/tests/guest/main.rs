@@ -4,6 +4,7 @@
 //! of a boot.
 
 mod bell;
+mod checkpoints;
 mod ends;
 mod exec;
 mod files;

@@ -48,7 +48,7 @@ pub struct CaptureReport {
     /// Bytes corrected while it was paused.
     pub corrected: u64,
     /// Whether the RAM's file itself became the image, without a copy.
-    pub handed_over: bool,
+    pub shared: bool,
 }
 
 /// A copy of RAM in the making. Dropping it removes what there is of the copy.
@@ -88,7 +88,7 @@ impl Capture {
         let corrected = self.correct()?;
         fs::rename(&self.partial, &self.image)
             .map_err(|e| EngineError::io("complete the RAM image", &self.image, e))?;
-        Ok(CaptureReport { copied: self.copied, corrected, handed_over: false })
+        Ok(CaptureReport { copied: self.copied, corrected, shared: false })
     }
 
     fn correct(&self) -> Result<u64, EngineError> {
@@ -106,26 +106,15 @@ impl Drop for Capture {
     }
 }
 
-/// Makes the RAM file of a dead monitor an image: by renaming it where that is possible.
-pub(super) fn hand_over(ram: &Path, image: &Path) -> Result<CaptureReport, EngineError> {
-    match fs::rename(ram, image) {
-        Ok(()) => Ok(CaptureReport { handed_over: true, ..CaptureReport::default() }),
+/// Makes the RAM file of a machine that stands still an image: by a second name where that is possible.
+pub(super) fn share(ram: &Path, image: &Path) -> Result<CaptureReport, EngineError> {
+    match fs::hard_link(ram, image) {
+        Ok(()) => Ok(CaptureReport { shared: true, ..CaptureReport::default() }),
         Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
             let file = File::open(ram).map_err(|source| EngineError::io("open the RAM", ram, source))?;
-            let report = Capture::begin(RamSource::Shared(file), image)?.complete()?;
-            fs::remove_file(ram).map_err(|source| EngineError::io("remove the RAM", ram, source))?;
-            Ok(report)
+            Capture::begin(RamSource::Shared(file), image)?.finish()
         }
-        Err(error) => Err(EngineError::io("move RAM to", image, error)),
-    }
-}
-
-impl Capture {
-    /// Gives the copy its name where nothing can have written meanwhile.
-    fn complete(self) -> Result<CaptureReport, EngineError> {
-        fs::rename(&self.partial, &self.image)
-            .map_err(|e| EngineError::io("complete the RAM image", &self.image, e))?;
-        Ok(CaptureReport { copied: self.copied, ..CaptureReport::default() })
+        Err(error) => Err(EngineError::io("make RAM the file", image, error)),
     }
 }
 
@@ -287,13 +276,16 @@ mod tests {
     }
 
     #[test]
-    fn handing_over_moves_the_file() {
+    fn sharing_gives_the_file_a_second_name() {
         let folder = tempfile::tempdir().unwrap();
         ram(folder.path());
         let (ram, image) = (folder.path().join("ram"), folder.path().join("image"));
+        assert!(share(&ram, &image).unwrap().shared);
+        fs::remove_file(&image).unwrap();
+        assert!(ram.exists(), "an image that came to nothing takes no RAM with it");
+        assert!(share(&ram, &image).unwrap().shared);
         let before = fs::read(&ram).unwrap();
-        assert!(hand_over(&ram, &image).unwrap().handed_over);
-        assert!(!ram.exists());
+        fs::remove_file(&ram).unwrap();
         assert_eq!(fs::read(image).unwrap(), before);
     }
 }

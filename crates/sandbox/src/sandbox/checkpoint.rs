@@ -1,0 +1,67 @@
+//! Checkpoints: moments of a sandbox, held in memory beside it, to which it goes back when its machine dies.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::record::{Checkpoint, now_ms};
+use super::{Sandbox, SnapshotReport};
+use crate::SandboxError;
+
+/// How the folder of a checkpoint begins.
+pub(super) const PREFIX: &str = "checkpoint-";
+
+impl Sandbox {
+    /// Takes a checkpoint, which takes the place of the one before: the moment that [`roll_back`](Self::roll_back)
+    /// goes back to. It lies in memory, and takes as much of it as the guest has touched (for a moment twice).
+    ///
+    /// # Errors
+    /// Those of a snapshot; the checkpoint before then stays, and the sandbox goes on.
+    pub async fn checkpoint(&self) -> Result<SnapshotReport, SandboxError> {
+        let folder = format!("{PREFIX}{:016x}", u64::from_ne_bytes(random()?));
+        let (_, report) = self.snapshot_with(&self.places.beside(&folder)).take().await?;
+        let taken = Checkpoint { folder: folder.clone(), taken_ms: now_ms() };
+        self.change(|record| {
+            record.checkpoints.last = Some(taken);
+            record.checkpoints.tries = 0;
+        })?;
+        // From here on nobody goes back to an older one.
+        self.places.remove_beside(|name| name.starts_with(PREFIX) && name != folder)?;
+        Ok(report)
+    }
+
+    /// Notes how often checkpoints are to be taken, for whoever drives the sandbox: see
+    /// [`keep_checkpoints`](Self::keep_checkpoints).
+    pub fn checkpoint_every(&self, every: Option<Duration>) -> Result<(), SandboxError> {
+        let every_ms = every.map(|every| u64::try_from(every.as_millis()).unwrap_or(u64::MAX).max(1));
+        self.change(|record| record.checkpoints.every_ms = every_ms)
+    }
+
+    /// Takes checkpoints for as long as it is polled, the first at once, as often as was
+    /// [noted](Self::checkpoint_every). One that fails is told to the log, and the next is taken in
+    /// its turn. Cancel-safe.
+    pub async fn keep_checkpoints(&self) -> Infallible {
+        let Some(every) = self.record().checkpoints.every_ms else {
+            return std::future::pending().await;
+        };
+        let mut ticks = interval(Duration::from_millis(every.max(1)));
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            match self.checkpoint().await {
+                Ok(report) => tracing::debug!(?report, "a checkpoint"),
+                // Nothing has changed since the last one.
+                Err(SandboxError::Paused(_)) => {}
+                Err(error) => tracing::warn!(%error, "a checkpoint was not taken"),
+            }
+        }
+    }
+}
+
+fn random() -> Result<[u8; 8], SandboxError> {
+    let mut bytes = [0; 8];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+        .map_err(|error| SandboxError::io("choose a name")(error.into()))?;
+    Ok(bytes)
+}

@@ -1,0 +1,69 @@
+//! Going back to the last checkpoint, when a machine has died: a new timeline of the same sandbox.
+//!
+//! Region and sidecar of the new timeline are made in a folder of their own, and its machine is loaded over them. Then
+//! one rename makes them `current`; what died before it is done again from the beginning, under the same lease. On
+//! paper the sandbox is *going back* until its guest has taken on its new identity: so nobody ever finds a guest that
+//! runs under the old one.
+
+use throughline::Sidecar;
+
+use super::checkpoint::PREFIX;
+use super::record::Record;
+use super::restore::Lost;
+use super::{Sandbox, Wanted};
+use crate::SandboxError;
+use crate::bundle::{Bundle, Draft};
+use crate::engine::{Exit, end_left, remove_groups};
+use crate::places::{PlaceError, Places};
+
+impl Sandbox {
+    /// Whether the sandbox can go back to a checkpoint after its machine ended so: it has one, nobody ended it, and
+    /// the guest did not end by itself.
+    pub fn may_roll_back(&self, exit: &Exit) -> bool {
+        exit.reason.is_death() && self.record().may_go_back()
+    }
+
+    /// Goes back to the last [checkpoint](Self::checkpoint), after the machine has ended: the same sandbox in a new
+    /// timeline. Its link is another one, whose channels wait to be adopted; each tells
+    /// [how far it went back](throughline::ChannelInfo::rolled_back), and an
+    /// [event](throughline::Event::RolledBack) tells of it.
+    ///
+    /// This one, and all handles of its timeline, then lead nowhere any more: drop them. A machine that still runs is
+    /// ended first.
+    ///
+    /// # Errors
+    /// There is no checkpoint, or it does not become ready (again). The sandbox is then as dead as it was.
+    pub async fn roll_back(&self) -> Result<Self, SandboxError> {
+        self.vm.end();
+        let exit = self.exited().await;
+        let (places, mut record) = (Places::open(self.name())?, self.record());
+        record.checkpoints.lost = Some(exit);
+        let dead = self.link.sidecar().ok_or_else(|| SandboxError::NoCheckpoint(self.name().to_owned()))?;
+        let back = go_back(places, record, dead).await?;
+        self.detach();
+        Ok(back)
+    }
+}
+
+/// Brings a sandbox back whose machine has died. `dead` holds the lease of its last timeline.
+pub(super) async fn go_back(places: Places, mut record: Record, dead: &Sidecar) -> Result<Sandbox, SandboxError> {
+    let none = || SandboxError::NoCheckpoint(places.name().to_owned());
+    let checkpoint = record.checkpoints.last.clone().filter(|_| record.wanted != Wanted::Ended).ok_or_else(none)?;
+    record.checkpoints.going_back = true;
+    record.checkpoints.tries += 1;
+    record.write(places.runtime())?;
+    // Whoever tried before may have started a machine, and died.
+    let runtime = places.runtime().to_path_buf();
+    end_left(&runtime).map_err(|source| PlaceError::Io { path: runtime, source })?;
+    remove_groups(&record.machine.groups);
+    if let Some(draft) = record.snapshot.take() {
+        Draft::remove_left(&draft);
+    }
+    let folder = checkpoint.folder;
+    places.remove_beside(|name| name.starts_with(PREFIX) && name != folder)?;
+    let bundle = Bundle::open(&places.beside(&folder))?;
+    tracing::warn!(name = record.name, lost = ?record.checkpoints.lost, "the machine has died: back to the last checkpoint");
+    let restore = Sandbox::restore(bundle).trusted();
+    let loaded = restore.load_after(|| Ok(places), Some(Lost { record, dead })).await?;
+    loaded.go_over().await?.wake().await
+}
