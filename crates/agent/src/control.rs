@@ -111,6 +111,9 @@ impl<'a> Control<'a> {
             say(&format!("identity {:032x} was not taken on, the guest stays closed: {error}", identity.epoch));
             return false;
         }
+        if identity.flags & Identity::REHEARSE != 0 {
+            return self.rehearse(identity).await;
+        }
         self.agent.identity.set((identity.seq, identity.epoch));
         self.link.acknowledge_identity(identity.seq);
         // A fork of a fork may have given the next one already: that comes first.
@@ -119,6 +122,16 @@ impl<'a> Control<'a> {
             self.resume();
         }
         true
+    }
+
+    /// After the repair: what a first command will execute. Then as silent as before, until the identity itself comes.
+    async fn rehearse(&mut self, identity: &Identity) -> bool {
+        let rehearsed = self.agent.executor.rehearse().await;
+        match &rehearsed {
+            Ok(()) => self.link.acknowledge_identity(identity.seq),
+            Err(error) => say(&format!("the rehearsal failed, and is not acknowledged: {error}")),
+        }
+        rehearsed.is_ok()
     }
 
     async fn repair(&mut self, identity: &Identity) -> Result<(), IdentityError> {

@@ -34,6 +34,9 @@ pub struct Identity {
 impl Identity {
     /// Flag: renew machine-id and hostname.
     pub const RENEW_NAMES: u64 = 1;
+    /// Flag: a rehearsal of the identity that comes next. The guest's agent goes through everything that taking it on
+    /// and a first command will execute, but the hooks; then it stays as silent as it was.
+    pub const REHEARSE: u64 = 2;
 }
 
 impl core::fmt::Debug for Identity {

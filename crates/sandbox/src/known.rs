@@ -45,6 +45,7 @@ pub struct Known {
 impl Known {
     /// All of this user's, in the order of their names. What creators left that died is removed meanwhile.
     pub fn list() -> Result<Vec<Self>, SandboxError> {
+        Places::sweep()?;
         let known = Places::names()?.into_iter().filter_map(|name| match Self::find(&name) {
             Ok(known) => Some(known),
             Err(SandboxError::Record(_)) => Self::foreign(name).ok(),

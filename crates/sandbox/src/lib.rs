@@ -22,8 +22,10 @@ pub mod guest;
 pub mod image;
 mod known;
 mod places;
+pub mod pool;
 mod sandbox;
 pub mod sockets;
+pub mod stock;
 mod zeros;
 pub mod zygote;
 
@@ -31,8 +33,10 @@ pub use command::{Child, ChildEvent, ChildEvents, ChildInput, Command, Output};
 pub use error::SandboxError;
 pub use known::{Known, State};
 pub use places::PlaceError;
+pub use pool::Pool;
 pub use sandbox::{
-    Checkpoint, Checkpoints, Record, Restore, Sandbox, SandboxBuilder, Snapshot, SnapshotReport, Stage, Timings, Wanted,
+    Checkpoint, Checkpoints, Record, Restore, Sandbox, SandboxBuilder, Snapshot, SnapshotReport, Stage, Timings,
+    Waiting, Wanted,
 };
 pub use zygote::Zygote;
 

@@ -3,6 +3,8 @@
 //! A sandbox exists from the moment that its `sandbox.json` does. Before that its name is its creator's, by a [`Claim`];
 //! what a creator left that died is removed by whoever comes next.
 
+mod waiting;
+
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -67,27 +69,38 @@ pub(crate) struct Places {
     runtime: PathBuf,
     /// Whether the folders stay.
     kept: AtomicBool,
-    /// While it is being created.
-    claim: Option<Box<Claim>>,
+    /// While it is being created; of both names, if it was given another one.
+    claims: Vec<Claim>,
 }
 
 impl Places {
     /// Claims a name. Of two at once, one gets it.
     pub(crate) fn claim(name: &str) -> Result<Self, PlaceError> {
+        check_name(name)?;
+        Self::make(name)
+    }
+
+    fn make(name: &str) -> Result<Self, PlaceError> {
         let mut this = Self::of(name)?;
-        let mut claim = this.claimed(Claim::take)?;
-        if this.exists() {
-            return Err(PlaceError::Taken(name.to_owned()));
-        }
-        claim.sign().map_err(|source| PlaceError::Io { path: Claim::path(this.all(), name), source })?;
-        this.wipe()?;
-        (this.claim, this.kept) = (Some(Box::new(claim)), false.into());
+        (this.claims, this.kept) = (vec![this.reserve()?], false.into());
         this.create().map_err(|source| PlaceError::Io { path: this.memory.clone(), source })?;
         Ok(this)
     }
 
+    /// The signed claim of a name that no sandbox has, with nothing under it.
+    fn reserve(&self) -> Result<Claim, PlaceError> {
+        let mut claim = self.claimed(Claim::take)?;
+        if self.exists() {
+            return Err(PlaceError::Taken(self.name.clone()));
+        }
+        claim.sign().map_err(|source| PlaceError::Io { path: Claim::path(self.all(), &self.name), source })?;
+        self.wipe()?;
+        Ok(claim)
+    }
+
     /// The folders of a sandbox that exists, or is being created. They stay unless [`end`](Self::end) says otherwise.
     pub(crate) fn open(name: &str) -> Result<Self, PlaceError> {
+        check_name(name)?;
         let this = Self::of(name)?;
         let claim = Claim::path(this.all(), name);
         let found = this.runtime.is_dir() || this.memory.is_dir() || claim.exists();
@@ -95,12 +108,11 @@ impl Places {
     }
 
     fn of(name: &str) -> Result<Self, PlaceError> {
-        check_name(name)?;
         let (memory, runtime) = Self::folders()?;
         let memory = memory.join(name);
         // Whoever created it may have had another idea of where such folders are.
         let runtime = fs::read_link(memory.join(RUNTIME)).unwrap_or_else(|_| runtime.join(name));
-        Ok(Self { name: name.to_owned(), memory, runtime, kept: true.into(), claim: None })
+        Ok(Self { name: name.to_owned(), memory, runtime, kept: true.into(), claims: Vec::new() })
     }
 
     fn claimed(&self, take: impl FnOnce(&Path, &str) -> io::Result<Try>) -> Result<Claim, PlaceError> {
@@ -159,7 +171,7 @@ impl Places {
 
     /// The sandbox is ready, and on paper: it needs no claim any more.
     pub(crate) fn settle(&mut self) {
-        self.claim = None;
+        self.claims.clear();
     }
 
     /// The folders of all sandboxes' memory, and of their sockets and logs.
@@ -232,6 +244,7 @@ impl Places {
     /// Removes the folders under a name: what a sandbox left whose process was killed. Its machine
     /// must have ended.
     pub(crate) fn clear(name: &str) -> Result<(), PlaceError> {
+        check_name(name)?;
         let this = Self::of(name)?;
         let _claim = this.claimed(Claim::wait)?;
         this.wipe()
@@ -239,6 +252,10 @@ impl Places {
 
     /// The names of all sandboxes, of those that are being created, and of what dead creators left. Sorted.
     pub(crate) fn names() -> Result<Vec<String>, PlaceError> {
+        Self::entries(is_name)
+    }
+
+    fn entries(wanted: impl Fn(&str) -> bool) -> Result<Vec<String>, PlaceError> {
         let (memory, runtime) = Self::folders()?;
         let mut names = Vec::new();
         for folder in [memory, runtime] {
@@ -247,7 +264,7 @@ impl Places {
         }
         // Of some there is no more than a claim.
         let names = names.iter().map(|name| name.strip_prefix('.').unwrap_or(name).to_owned());
-        let mut names: Vec<_> = names.filter(|name| is_name(name)).collect();
+        let mut names: Vec<_> = names.filter(|name| wanted(name)).collect();
         names.sort();
         names.dedup();
         Ok(names)
@@ -269,7 +286,7 @@ impl Drop for Places {
             return;
         }
         // Without it, too: what is still there is this one's.
-        let _claim = self.claim.take().map_or_else(|| self.claimed(Claim::wait).map(Box::new), Ok);
+        let _claim = self.claims.is_empty().then(|| self.claimed(Claim::wait));
         if let Err(error) = self.wipe() {
             tracing::warn!(%error, "a sandbox's folder was left behind");
         }

@@ -1,6 +1,7 @@
 //! Serving one command on one channel; see [`throughline_wire::exec`] for what is promised.
 
 mod files;
+mod rehearsal;
 mod session;
 mod stdin;
 

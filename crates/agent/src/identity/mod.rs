@@ -83,7 +83,10 @@ impl Preparation {
         if identity.flags & Identity::RENEW_NAMES != 0 {
             kernel::set_hostname(&self.files.write_names(identity.epoch)?)?;
         }
-        hooks::run(&self.hooks, identity, spawner, reaper, HOOKS_LIMIT).await?;
+        // Hooks may do anything, and do it once.
+        if identity.flags & Identity::REHEARSE == 0 {
+            hooks::run(&self.hooks, identity, spawner, reaper, HOOKS_LIMIT).await?;
+        }
         self.files.write_epoch(identity.epoch)?;
         Ok(())
     }

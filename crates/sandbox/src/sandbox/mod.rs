@@ -9,6 +9,7 @@ mod roll_back;
 mod snapshot;
 mod start;
 mod take_over;
+mod waiting;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,6 +30,7 @@ pub use create::SandboxBuilder;
 pub use record::{Checkpoint, Checkpoints, Record, Wanted};
 pub use restore::Restore;
 pub use snapshot::{Snapshot, SnapshotReport, Stage};
+pub use waiting::Waiting;
 
 /// A running sandbox. The link and the machine's supervision live in this process; [`kill`](Self::kill)
 /// or dropping it ends the machine and removes what it used.

@@ -31,6 +31,7 @@ pub struct Restore {
     index: u64,
     trusted: bool,
     images: Images,
+    pub(super) rehearse: bool,
 }
 
 impl Sandbox {
@@ -45,6 +46,7 @@ impl Sandbox {
             index: 0,
             trusted: false,
             images: Images::new(),
+            rehearse: true,
         }
     }
 }
@@ -79,6 +81,13 @@ impl Restore {
     /// have changed it.
     pub fn trusted(mut self) -> Self {
         self.trusted = true;
+        self
+    }
+
+    /// Whether one that [waits](Self::wait) goes through a rehearsal; it does without this. Without one it takes less
+    /// memory, and its first command longer.
+    pub fn rehearse(mut self, rehearse: bool) -> Self {
+        self.rehearse = rehearse;
         self
     }
 
@@ -159,6 +168,10 @@ impl Restore {
     fn about(&self) -> About {
         let Manifest { image, rootfs, kernel, hardware, agent, .. } = self.bundle.manifest().clone();
         About { image, rootfs, kernel, hardware, agent, timings: Timings::default() }
+    }
+
+    pub(super) fn is_quiesced(&self) -> bool {
+        self.bundle.manifest().quiesced
     }
 
     fn check_agent(&self) -> Result<(), SandboxError> {

@@ -13,18 +13,18 @@ use crate::support::{Reader, restored, text, until, watched};
 const SECRET: &[u8] = b"what no child may inherit";
 const LINES: usize = 6000;
 
-fn expected() -> Vec<u8> {
+pub fn expected() -> Vec<u8> {
     (1..=LINES).flat_map(|i| format!("line {i} of many\n").into_bytes()).collect()
 }
 
 /// Prints more than rings and pipes hold, so that it is under way for as long as nobody reads it.
-async fn printer(sandbox: &Sandbox) -> Reader {
+pub async fn printer(sandbox: &Sandbox) -> Reader {
     let script = format!("i=0; while [ $i -lt {LINES} ]; do i=$((i+1)); echo \"line $i of many\"; done; exit 9");
     Reader::new(sandbox.command("sh").args(["-c", &script]).label("printer").spawn().await.unwrap())
 }
 
 /// Its output goes on at the byte where its parent's was frozen.
-async fn goes_on(sandbox: &Sandbox, from: usize) {
+pub async fn goes_on(sandbox: &Sandbox, from: usize) {
     let mut reader = Reader::adopt(sandbox, "printer");
     reader.finish().await;
     assert!(reader.bytes == expected()[from..], "from byte {from} on");

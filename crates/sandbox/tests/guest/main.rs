@@ -15,6 +15,7 @@ mod host_death;
 mod identity;
 mod in_flight;
 mod numbered;
+mod pool;
 mod quiet;
 mod rootfs;
 mod secrets;

@@ -1,0 +1,76 @@
+//! A child in waiting: loaded, rehearsed and paused, so that taking it costs no more than letting it run.
+
+use std::time::Instant;
+
+use throughline::Identity;
+
+use super::create::random_name;
+use super::restore::{Loaded, Restore};
+use super::start::identity;
+use super::{Sandbox, SandboxError};
+use crate::engine::VmRecord;
+use crate::places::Places;
+
+/// A loaded machine that waits, paused and without a name, to be [taken](Self::take). It is no sandbox yet: nobody
+/// lists it, dropping it ends it, and whoever comes next ends one whose process has died.
+pub struct Waiting(Loaded);
+
+impl Restore {
+    /// Restores as far as that can be without being anybody: nothing of the user's has run yet. A name that
+    /// was given does not matter.
+    ///
+    /// The guest's agent goes through a [rehearsal](Identity::REHEARSE), unless the snapshot was not quiesced: then
+    /// the user's processes would run in it.
+    pub async fn wait(self) -> Result<Waiting, SandboxError> {
+        let rehearse = self.rehearse && self.is_quiesced();
+        let loaded = self.load(Places::waiting).await?;
+        if rehearse && let Err(error) = loaded.rehearse().await {
+            return Err(loaded.starting.abandon(error).await);
+        }
+        Ok(Waiting(loaded))
+    }
+}
+
+impl Waiting {
+    /// Makes a sandbox of it, under a name or a random one, and returns when its guest is ready.
+    ///
+    /// # Errors
+    /// Those of [`Restore::start`]; the machine has ended then.
+    pub async fn take(mut self, name: Option<&str>) -> Result<Sandbox, SandboxError> {
+        self.0.starting.started = Instant::now();
+        let named = match name {
+            Some(name) => self.0.starting.places.rename(name),
+            None => self.0.starting.places.rename(&random_name()?),
+        };
+        match named {
+            Ok(()) => self.0.wake().await,
+            Err(error) => Err(self.0.starting.abandon(error.into()).await),
+        }
+    }
+
+    /// Its monitor's process.
+    pub fn machine(&self) -> &VmRecord {
+        self.0.starting.vm.record()
+    }
+}
+
+impl std::fmt::Debug for Waiting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Waiting").field(&self.machine().pid).finish()
+    }
+}
+
+impl Loaded {
+    /// Has the agent take on its identity and start a program once, while it is held, and pauses it again. An
+    /// emulator translates code when it is first executed: here, and not when the child is taken.
+    async fn rehearse(&self) -> Result<(), SandboxError> {
+        let Self { starting, link, .. } = self;
+        let identity = identity(link.identity_seq() + 1, self.timeline)?;
+        link.give_identity(&Identity { flags: identity.flags | Identity::REHEARSE, ..identity });
+        starting.vm.resume().await?;
+        starting.answer(link.identity_taken(starting.deadline)).await?;
+        starting.vm.pause().await?;
+        tracing::debug!(after = ?starting.started.elapsed(), "rehearsed");
+        Ok(())
+    }
+}

@@ -1,0 +1,197 @@
+//! A stock of things that take long to make: so many wait, and what is taken is made anew in the background.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::thread::available_parallelism;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::{Instant, sleep_until};
+
+/// Before what was taken is made anew: whoever took it has the processors first.
+const GRACE: Duration = Duration::from_millis(150);
+/// After a failure, before the next try.
+const PAUSE: Duration = Duration::from_secs(1);
+
+type Making<T, E> = Pin<Box<dyn Future<Output = Result<T, E>> + Send>>;
+type Taker<T, E> = oneshot::Sender<Result<T, E>>;
+
+/// Things that wait to be taken. Dropping it drops them.
+#[derive(Debug)]
+pub struct Stock<T, E> {
+    takers: mpsc::UnboundedSender<Taker<T, E>>,
+    waiting: watch::Receiver<usize>,
+    keeping: AbortHandle,
+}
+
+impl<T, E> Drop for Stock<T, E> {
+    fn drop(&mut self) {
+        self.keeping.abort();
+    }
+}
+
+impl<T: Send + 'static, E: std::fmt::Display + Send + 'static> Stock<T, E> {
+    /// Keeps `size` things. `make` makes one; one that is not `good` any more is thrown away. To be called within a runtime of tokio.
+    pub fn new<F>(size: usize, make: impl Fn() -> F + Send + 'static, good: fn(&T) -> bool) -> Self
+    where
+        F: Future<Output = Result<T, E>> + Send + 'static,
+    {
+        let (takers, requests) = mpsc::unbounded_channel();
+        let (count, waiting) = watch::channel(0);
+        let keeper = Keeper {
+            size,
+            make: Box::new(move || Box::pin(make())),
+            good,
+            things: VecDeque::new(),
+            takers: VecDeque::new(),
+            making: JoinSet::new(),
+            rest: None,
+            count,
+        };
+        Self { takers, waiting, keeping: tokio::spawn(keeper.keep(requests)).abort_handle() }
+    }
+
+    /// Takes one, waiting for it if there is none. Cancel-safe: what nobody gets stays.
+    ///
+    /// # Errors
+    /// The one that was to be made for this failed.
+    pub async fn take(&self) -> Result<T, E> {
+        let (taker, answer) = oneshot::channel();
+        let _ = self.takers.send(taker);
+        match answer.await {
+            Ok(answer) => answer,
+            // Nobody keeps it any more: the runtime ends.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// How many wait.
+    pub fn waiting(&self) -> usize {
+        *self.waiting.borrow()
+    }
+
+    /// Waits until so many wait.
+    pub async fn filled(&self, count: usize) {
+        let _ = self.waiting.clone().wait_for(|waiting| *waiting >= count).await;
+    }
+}
+
+/// What the background task has.
+struct Keeper<T, E> {
+    size: usize,
+    make: Box<dyn Fn() -> Making<T, E> + Send>,
+    good: fn(&T) -> bool,
+    things: VecDeque<T>,
+    takers: VecDeque<Taker<T, E>>,
+    making: JoinSet<Result<T, E>>,
+    /// Until when nothing new is begun for the stock.
+    rest: Option<Instant>,
+    count: watch::Sender<usize>,
+}
+
+impl<T: Send + 'static, E: std::fmt::Display + Send + 'static> Keeper<T, E> {
+    async fn keep(mut self, mut requests: mpsc::UnboundedReceiver<Taker<T, E>>) {
+        loop {
+            self.hand_over();
+            self.fill();
+            let rest = self.rest.unwrap_or_else(Instant::now);
+            tokio::select! {
+                taker = requests.recv() => match taker {
+                    Some(taker) => self.takers.push_back(taker),
+                    None => return,
+                },
+                Some(made) = self.making.join_next() => self.made(made),
+                () = sleep_until(rest), if self.rest.is_some() => self.rest = None,
+            }
+        }
+    }
+
+    fn hand_over(&mut self) {
+        self.things.retain(self.good);
+        while let Some(taker) = self.takers.pop_front() {
+            if taker.is_closed() {
+                continue;
+            }
+            let Some(thing) = self.things.pop_front() else {
+                self.takers.push_front(taker);
+                break;
+            };
+            match taker.send(Ok(thing)) {
+                Ok(()) => self.rest = Some(Instant::now() + GRACE),
+                Err(Ok(thing)) => self.things.push_front(thing),
+                Err(Err(_)) => {}
+            }
+        }
+        self.count.send_replace(self.things.len());
+    }
+
+    fn fill(&mut self) {
+        // More at once would only wait for each other.
+        let most = available_parallelism().map_or(2, std::num::NonZero::get);
+        if self.rest.is_some() {
+            return;
+        }
+        while self.making.len() < most && self.things.len() + self.making.len() < self.size {
+            self.making.spawn((self.make)());
+        }
+    }
+
+    fn made(&mut self, made: Result<Result<T, E>, tokio::task::JoinError>) {
+        let error = match made {
+            Ok(Ok(thing)) => return self.things.push_back(thing),
+            Ok(Err(error)) => error,
+            Err(error) => {
+                tracing::warn!(%error, "one in waiting was not made");
+                self.rest = Some(Instant::now() + PAUSE);
+                return;
+            }
+        };
+        tracing::warn!(%error, "one in waiting was not made");
+        self.rest = Some(Instant::now() + PAUSE);
+        // Whoever waits is told at once.
+        if let Some(taker) = self.takers.pop_front() {
+            let _ = taker.send(Err(error));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_stock_is_refilled_and_who_waits_is_served_in_turn() {
+        let count = Arc::new(AtomicUsize::new(0));
+        let produce = move || {
+            let number = count.fetch_add(1, Ordering::Relaxed);
+            async move { if number == 3 { Err("the fourth") } else { Ok(number) } }
+        };
+        let stock = Stock::new(2, produce, |number| *number != 1);
+        assert_eq!(stock.take().await, Ok(0));
+        assert_eq!(stock.take().await, Ok(2), "one that is not good is not handed over");
+        assert_eq!(stock.take().await, Err("the fourth"));
+        stock.filled(2).await;
+        assert_eq!(stock.waiting(), 2);
+        assert_eq!((stock.take().await, stock.take().await), (Ok(4), Ok(5)));
+        // Who gives up takes nothing away.
+        let gives_up = tokio::time::timeout(Duration::ZERO, stock.take()).await;
+        assert!(gives_up.is_err());
+        assert_eq!(stock.take().await, Ok(6));
+    }
+
+    #[tokio::test]
+    async fn what_waits_ends_with_the_stock() {
+        let thing = Arc::new(());
+        let kept = thing.clone();
+        let stock = Stock::new(3, move || std::future::ready(Ok::<_, String>(kept.clone())), |_| true);
+        stock.filled(3).await;
+        drop(stock);
+        while Arc::strong_count(&thing) > 1 {
+            tokio::task::yield_now().await;
+        }
+    }
+}
