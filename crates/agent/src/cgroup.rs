@@ -53,6 +53,13 @@ impl Cgroup {
         Ok(Self { path: path.to_owned(), freezer })
     }
 
+    /// A group beside this one, with something more to its name.
+    pub(crate) fn beside(&self, more: &str) -> Result<Self, CgroupError> {
+        let mut path = self.path.clone().into_os_string();
+        path.push(more);
+        Self::create(Path::new(&path))
+    }
+
     /// A descriptor to which a process writes `0` to move itself into the group.
     pub fn entrance(&self) -> Result<OwnedFd, CgroupError> {
         File::options()

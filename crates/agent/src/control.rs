@@ -126,7 +126,7 @@ impl<'a> Control<'a> {
 
     /// After the repair: what a first command will execute. Then as silent as before, until the identity itself comes.
     async fn rehearse(&mut self, identity: &Identity) -> bool {
-        let rehearsed = self.agent.executor.rehearse().await;
+        let rehearsed = crate::rehearsal::perform(self.agent).await;
         match &rehearsed {
             Ok(()) => self.link.acknowledge_identity(identity.seq),
             Err(error) => say(&format!("the rehearsal failed, and is not acknowledged: {error}")),

@@ -5,6 +5,7 @@
 //!   control   identity before anything else; quiesce and lift
 //!   services  one task a channel: exec, files, echo, sequence, report, ticker, info, power
 //!   reaper    the only one that waits for children
+//!   rehearsal what a guest that waits to be taken executes ahead
 //! ```
 //!
 //! It moves all bytes itself, in one thread (only file systems are touched in others, a transfer each), and so
@@ -24,6 +25,7 @@ pub mod exec;
 pub mod gate;
 pub mod identity;
 pub mod reaper;
+mod rehearsal;
 mod services;
 pub mod spawn;
 mod sys;

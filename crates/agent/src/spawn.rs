@@ -83,6 +83,11 @@ impl Spawner {
         Self { entrance: entrance.map(Arc::new), is_init }
     }
 
+    /// One for another group, or for none.
+    pub(crate) fn for_group(&self, entrance: Option<OwnedFd>) -> Self {
+        Self::new(entrance, self.is_init)
+    }
+
     /// Starts a process, in a session of its own. It is in its control group before it executes anything.
     pub fn spawn(&self, spec: &Spec) -> Result<Spawned, Failure> {
         let mut command = prepare(spec)?;

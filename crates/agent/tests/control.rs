@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use common::rig::{exists, identity, rig, until};
 use common::{WATCHDOG, argv, shell};
+use throughline::Identity;
 use throughline_agent::control::Switches;
 use throughline_wire::exec::Exit;
 use throughline_wire::{PROTOCOL, decode, encode, info, port, power};
@@ -49,6 +50,36 @@ fn a_quiesced_guest_is_frozen_and_serves_nothing_until_it_is_lifted() {
         rig.host.lift_quiesce();
         while command.recv().await.unwrap().is_some() {}
         assert!(late.exists() && !rig.is_frozen());
+        until(|| std::fs::read(&count).unwrap().len() > before).await;
+        drop(busy);
+    });
+}
+
+#[test]
+fn a_rehearsal_is_acknowledged_and_nothing_of_the_users_runs_in_it() {
+    rig("rehearsal", Switches::default(), async |rig| {
+        rig.identify(1).await;
+        let (count, trace) = (rig.file("count"), rig.file("trace"));
+        rig.hook(&format!("echo $THROUGHLINE_EPOCH >>{}", trace.display()));
+        let busy = rig.start(shell(&format!("while :; do echo x >>{}; done", count.display()))).await;
+        exists(&count).await;
+        rig.host.quiesce(WATCHDOG).await.unwrap();
+        let before = std::fs::read(&count).unwrap().len();
+        let mut command = rig.start(shell(&format!("echo x >>{}", trace.display()))).await;
+        for seq in [2, 3] {
+            rig.host.give_identity(&Identity { flags: Identity::REHEARSE, ..identity(seq) });
+            rig.host.identity_taken(WATCHDOG).await.unwrap();
+            assert!(tokio::time::timeout(WRONG, command.recv()).await.is_err(), "served after a rehearsal");
+            assert!(rig.is_frozen() && !trace.exists());
+            assert_eq!(std::fs::read(&count).unwrap().len(), before, "the user's processes ran");
+        }
+        let groups = std::fs::read_dir(common::cgroup_mount()).unwrap();
+        let left = groups.filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().ends_with("-rehearsal"));
+        assert_eq!(left.count(), 0, "its group was left");
+        rig.host.lift_quiesce();
+        rig.identify(4).await;
+        while command.recv().await.unwrap().is_some() {}
+        assert_eq!(std::fs::read_to_string(&trace).unwrap(), format!("{:032x}\nx\n", identity(4).epoch));
         until(|| std::fs::read(&count).unwrap().len() > before).await;
         drop(busy);
     });

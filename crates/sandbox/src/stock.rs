@@ -85,7 +85,7 @@ struct Keeper<T, E> {
     things: VecDeque<T>,
     takers: VecDeque<Taker<T, E>>,
     making: JoinSet<Result<T, E>>,
-    /// Until when nothing new is begun for the stock.
+    /// Until when nothing new is begun, unless somebody waits for it.
     rest: Option<Instant>,
     count: watch::Sender<usize>,
 }
@@ -129,7 +129,7 @@ impl<T: Send + 'static, E: std::fmt::Display + Send + 'static> Keeper<T, E> {
     fn fill(&mut self) {
         // More at once would only wait for each other.
         let most = available_parallelism().map_or(2, std::num::NonZero::get);
-        if self.rest.is_some() {
+        if self.rest.is_some() && self.takers.is_empty() {
             return;
         }
         while self.making.len() < most && self.things.len() + self.making.len() < self.size {
@@ -161,26 +161,35 @@ mod tests {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
+    use tokio::sync::Notify;
+
     use super::*;
 
     #[tokio::test]
-    async fn a_stock_is_refilled_and_who_waits_is_served_in_turn() {
-        let count = Arc::new(AtomicUsize::new(0));
+    async fn a_stock_is_refilled_and_who_waits_for_what_fails_is_told() {
+        let (count, release) = (AtomicUsize::new(0), Arc::new(Notify::new()));
+        let hold = release.clone();
         let produce = move || {
-            let number = count.fetch_add(1, Ordering::Relaxed);
-            async move { if number == 3 { Err("the fourth") } else { Ok(number) } }
+            let (number, hold) = (count.fetch_add(1, Ordering::Relaxed), hold.clone());
+            async move {
+                if number == 3 {
+                    hold.notified().await;
+                    return Err("the fourth");
+                }
+                Ok(number)
+            }
         };
-        let stock = Stock::new(2, produce, |number| *number != 1);
+        let stock = Stock::new(1, produce, |number| *number != 1);
         assert_eq!(stock.take().await, Ok(0));
         assert_eq!(stock.take().await, Ok(2), "one that is not good is not handed over");
-        assert_eq!(stock.take().await, Err("the fourth"));
-        stock.filled(2).await;
-        assert_eq!(stock.waiting(), 2);
-        assert_eq!((stock.take().await, stock.take().await), (Ok(4), Ok(5)));
+        let (fourth, ()) = tokio::join!(biased; stock.take(), async { release.notify_one() });
+        assert_eq!(fourth, Err("the fourth"));
+        stock.filled(1).await;
+        assert_eq!((stock.waiting(), stock.take().await), (1, Ok(4)));
         // Who gives up takes nothing away.
-        let gives_up = tokio::time::timeout(Duration::ZERO, stock.take()).await;
-        assert!(gives_up.is_err());
-        assert_eq!(stock.take().await, Ok(6));
+        let given_up = tokio::time::timeout(Duration::ZERO, stock.take()).await;
+        assert!(given_up.is_err());
+        assert_eq!(stock.take().await, Ok(5));
     }
 
     #[tokio::test]

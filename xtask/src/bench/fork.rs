@@ -25,7 +25,7 @@ pub fn measure(runs: Runs, root: &Path) -> Result<Vec<Figure>> {
         let zygote = sandbox.zygote().await?;
         let mut figures = one(&zygote, runs).await?;
         figures.extend(many(&zygote, if runs.usual() < 30 { 20 } else { 100 }).await?);
-        drop(zygote);
+        figures.extend(super::pool::measure(zygote, runs).await?);
         figures.extend(going_on(&sandbox, runs).await?);
         sandbox.kill().await?;
         Ok(figures)

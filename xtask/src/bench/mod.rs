@@ -11,6 +11,7 @@ mod figure;
 mod fork;
 mod guest;
 mod idle;
+mod pool;
 mod processes;
 mod restore;
 mod stand_still;

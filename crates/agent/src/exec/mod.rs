@@ -1,7 +1,6 @@
 //! Serving one command on one channel; see [`throughline_wire::exec`] for what is promised.
 
 mod files;
-mod rehearsal;
 mod session;
 mod stdin;
 
@@ -46,18 +45,29 @@ pub enum ExecError {
 impl Executor {
     /// Serves one channel from its first message to its end. On an error the command is killed, and the caller
     /// drops the channel.
-    pub async fn serve(&self, mut inbox: impl Inbox, mut outbox: impl Outbox) -> Result<(), ExecError> {
+    pub async fn serve(&self, inbox: impl Inbox, outbox: impl Outbox) -> Result<(), ExecError> {
+        self.serve_from(&self.spawner, &self.gate, inbox, outbox).await
+    }
+
+    /// The same with another group for its processes, behind another gate.
+    pub(crate) async fn serve_from(
+        &self,
+        spawner: &Spawner,
+        gate: &Gate,
+        mut inbox: impl Inbox,
+        mut outbox: impl Outbox,
+    ) -> Result<(), ExecError> {
         let started = match first(&mut inbox).await? {
             Ok(start) => {
                 let spec = self.spec(start);
                 // Nothing awaits between the gate and the adoption of the child.
-                self.gate.opened().await;
-                spec.and_then(|spec| self.spawner.spawn(&spec))
+                gate.opened().await;
+                spec.and_then(|spec| spawner.spawn(&spec))
             }
             Err(failure) => Err(failure),
         };
         match started {
-            Ok(spawned) => Session::new(self, spawned, outbox)?.run(inbox).await,
+            Ok(process) => Session::new(self, process, outbox)?.run(inbox).await,
             Err(failure) => {
                 send(&mut outbox, &Event::Failed(failure)).await?;
                 Ok(outbox.finish().await?)

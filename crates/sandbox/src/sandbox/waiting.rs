@@ -11,6 +11,9 @@ use super::{Sandbox, SandboxError};
 use crate::engine::VmRecord;
 use crate::places::Places;
 
+/// What a guest does after the first acknowledgement, and when it runs on after a pause, is rehearsed by the second.
+const REHEARSALS: u32 = 2;
+
 /// A loaded machine that waits, paused and without a name, to be [taken](Self::take). It is no sandbox yet: nobody
 /// lists it, dropping it ends it, and whoever comes next ends one whose process has died.
 pub struct Waiting(Loaded);
@@ -61,15 +64,17 @@ impl std::fmt::Debug for Waiting {
 }
 
 impl Loaded {
-    /// Has the agent take on its identity and start a program once, while it is held, and pauses it again. An
-    /// emulator translates code when it is first executed: here, and not when the child is taken.
+    /// Has the agent take on its identity and run a program, while it is held, and pauses it again. An emulator
+    /// translates code when it is first executed: here, and not when the child is taken.
     async fn rehearse(&self) -> Result<(), SandboxError> {
         let Self { starting, link, .. } = self;
-        let identity = identity(link.identity_seq() + 1, self.timeline)?;
-        link.give_identity(&Identity { flags: identity.flags | Identity::REHEARSE, ..identity });
-        starting.vm.resume().await?;
-        starting.answer(link.identity_taken(starting.deadline)).await?;
-        starting.vm.pause().await?;
+        for _ in 0..REHEARSALS {
+            let identity = identity(link.identity_seq() + 1, self.timeline)?;
+            link.give_identity(&Identity { flags: identity.flags | Identity::REHEARSE, ..identity });
+            starting.vm.resume().await?;
+            starting.answer(link.identity_taken(starting.deadline)).await?;
+            starting.vm.pause().await?;
+        }
         tracing::debug!(after = ?starting.started.elapsed(), "rehearsed");
         Ok(())
     }

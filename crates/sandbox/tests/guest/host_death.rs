@@ -18,11 +18,11 @@ use throughline_wire::{decode, encode, port};
 use crate::support::{Reader, folder, name, places, template, watched};
 
 /// Tells the inner half the sandbox's name, and where to put a bundle.
-const NAME: &str = "THROUGHLINE_TEST_NAME";
+pub const NAME: &str = "THROUGHLINE_TEST_NAME";
 const PLACE: &str = "THROUGHLINE_TEST_PLACE";
 
 /// A host process that ran as far as it says, and was then killed.
-fn killed_host(test: &str, name: &str, place: &Path) -> String {
+pub fn killed_host(test: &str, name: &str, place: &Path) -> String {
     let mut host = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", test, "--nocapture"])
         .envs([(NAME, name.as_ref()), (PLACE, place.as_os_str())])
@@ -37,7 +37,7 @@ fn killed_host(test: &str, name: &str, place: &Path) -> String {
 }
 
 /// Says how far it has come, and waits to be killed.
-fn ready(what: impl std::fmt::Display) {
+pub fn ready(what: impl std::fmt::Display) {
     println!("\nready {what}");
 }
 

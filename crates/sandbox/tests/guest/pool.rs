@@ -1,13 +1,14 @@
 //! Warm pools: children that wait, loaded and rehearsed, and are taken.
 
 use std::collections::HashSet;
-use std::time::{Duration, Instant};
+use std::path::Path;
 
 use throughline::Event;
 use throughline_sandbox::{Known, Sandbox};
 
 use crate::fork::{expected, goes_on, printer};
-use crate::support::{children, name, restored, text, until, watched};
+use crate::host_death::{NAME, killed_host, ready};
+use crate::support::{children, gone, name, restored, template, text, until, watched};
 
 /// What tells one guest from another.
 const WHO: &str = "head -c 16 /dev/urandom | hexdump -v; cat /etc/machine-id /run/throughline/epoch; hostname";
@@ -23,7 +24,7 @@ async fn vm_pool_children_go_on_at_the_frozen_byte_and_are_guests_of_their_own()
         pool.filled(3).await;
         let names: Vec<_> = (0..4).map(|number| name(&format!("pool-{number}"))).collect();
         let listed = || Known::list().unwrap().into_iter().map(|known| known.name).collect::<Vec<_>>();
-        assert_eq!(listed(), [sandbox.name()], "nobody sees those that wait");
+        assert!(listed().iter().all(|name| !name.contains("~")), "those that wait are seen");
         let (mut seen, mut indices, mut taken) = (HashSet::new(), HashSet::new(), Vec::new());
         // The fourth waits until another one is loaded.
         for name in &names {
@@ -56,29 +57,39 @@ async fn vm_pool_children_go_on_at_the_frozen_byte_and_are_guests_of_their_own()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn vm_pool_measure() {
-    for rehearse in [false, true] {
-        let sandbox: Sandbox = restored().await;
-        let zygote = sandbox.zygote().await.unwrap();
-        let pool = if rehearse { zygote.pool(2) } else { zygote.pool_without_rehearsal(2) };
-        let (mut a, mut b) = (Vec::new(), Vec::new());
-        for _ in 0..15 {
-            pool.filled(2).await;
-            tokio::time::sleep(Duration::from_millis(300)).await;
-            let started = Instant::now();
-            let child = pool.take(None).await.unwrap();
-            a.push(started.elapsed());
-            child.command("true").output().await.unwrap();
-            b.push(started.elapsed());
-            let s2 = Instant::now();
-            child.command("true").output().await.unwrap();
-            let second = s2.elapsed();
-            let pss = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", child.record().machine.pid)).unwrap();
-            let pss = pss.lines().find(|l| l.starts_with("Pss:")).unwrap().to_owned();
-            println!("{rehearse} {:?} {:?} second {second:?} {pss}", a.last().unwrap(), b.last().unwrap());
-        }
-        a.sort();
-        b.sort();
-        println!("{rehearse} median {:?} {:?}", a[7], b[7]);
+async fn vm_pool_of_a_killed_process_leaves_nothing_but_what_was_taken() {
+    if let Some(name) = std::env::var_os(NAME) {
+        let pool = restored().await.freeze().await.unwrap().pool(2);
+        let taken = pool.take(name.to_str()).await.unwrap();
+        taken.detach();
+        pool.filled(2).await;
+        let others = children().into_iter().filter(|pid| *pid != taken.machine().pid.to_string());
+        ready(others.collect::<Vec<_>>().join(" "));
+        return std::future::pending().await;
     }
+    watched(async {
+        let name = name("pool-owner");
+        template().await;
+        let test = "pool::vm_pool_of_a_killed_process_leaves_nothing_but_what_was_taken";
+        let inner = name.clone();
+        let owner = tokio::task::spawn_blocking(move || killed_host(test, &inner, Path::new("")));
+        let waited = owner.await.unwrap();
+        let machines: Vec<&str> = waited.split(' ').collect();
+        assert_eq!(machines.len(), 2, "{waited}");
+        let folders = |pid: &&str| std::fs::read_link(format!("/proc/{pid}/fd/2"));
+        let logs: Vec<_> = machines.iter().map(folders).map(Result::unwrap).collect();
+        // Whoever comes next.
+        assert!(Known::list().unwrap().iter().any(|known| known.name == name));
+        for (pid, log) in machines.iter().zip(logs) {
+            let runtime = log.parent().unwrap();
+            assert!(!runtime.exists() && !Path::new("/proc").join(pid).join("exe").exists(), "{pid} {log:?}");
+            let memory = crate::support::places(runtime.file_name().unwrap().to_str().unwrap())[0].clone();
+            assert!(!memory.exists(), "{memory:?}");
+        }
+        let sandbox = Sandbox::take_over(&name).await.unwrap();
+        assert_eq!(text(&sandbox, "echo here").await, "here");
+        sandbox.kill().await.unwrap();
+        gone(&name).await;
+    })
+    .await;
 }
