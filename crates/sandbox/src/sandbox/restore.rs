@@ -107,7 +107,9 @@ impl Restore {
     /// [`Event::Restored`]: throughline::Event::Restored
     pub async fn start(mut self) -> Result<Sandbox, SandboxError> {
         let name = self.name.take().map_or_else(random_name, Ok)?;
-        self.load(|| Places::claim(&name)).await?.wake().await
+        // Each on the heap: callers' futures stay small.
+        let loaded = Box::pin(self.load(|| Places::claim(&name))).await?;
+        Box::pin(loaded.wake()).await
     }
 
     /// Everything but letting the guest run.

@@ -26,7 +26,7 @@ impl Restore {
     /// the user's processes would run in it.
     pub async fn wait(self) -> Result<Waiting, SandboxError> {
         let rehearse = self.rehearse && self.is_quiesced();
-        let loaded = self.load(Places::waiting).await?;
+        let loaded = Box::pin(self.load(Places::waiting)).await?;
         if rehearse && let Err(error) = loaded.rehearse().await {
             return Err(loaded.starting.abandon(error).await);
         }
@@ -46,7 +46,7 @@ impl Waiting {
             None => self.0.starting.places.rename(&random_name()?),
         };
         match named {
-            Ok(()) => self.0.wake().await,
+            Ok(()) => Box::pin(self.0.wake()).await,
             Err(error) => Err(self.0.starting.abandon(error.into()).await),
         }
     }

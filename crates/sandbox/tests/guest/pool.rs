@@ -24,7 +24,7 @@ async fn vm_pool_children_go_on_at_the_frozen_byte_and_are_guests_of_their_own()
         pool.filled(3).await;
         let names: Vec<_> = (0..4).map(|number| name(&format!("pool-{number}"))).collect();
         let listed = || Known::list().unwrap().into_iter().map(|known| known.name).collect::<Vec<_>>();
-        assert!(listed().iter().all(|name| !name.contains("~")), "those that wait are seen");
+        assert!(listed().iter().all(|name| !name.contains('~')), "those that wait are seen");
         let (mut seen, mut indices, mut taken) = (HashSet::new(), HashSet::new(), Vec::new());
         // The fourth waits until another one is loaded.
         for name in &names {

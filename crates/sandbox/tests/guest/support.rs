@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use throughline_sandbox::bundle::Bundle;
@@ -21,8 +22,9 @@ pub const HOOK: &str = "mkdir -p /etc/throughline/restore.d && cd /etc/throughli
     chmod 755 10-lineage";
 
 /// Runs a test under the watchdog.
-pub async fn watched<T>(test: impl Future<Output = T>) -> T {
-    tokio::time::timeout(WATCHDOG, test).await.expect("the test hangs")
+pub fn watched<T>(test: impl Future<Output = T>) -> Pin<Box<impl Future<Output = T>>> {
+    // On the heap: tests hold whole sandboxes.
+    Box::pin(async move { tokio::time::timeout(WATCHDOG, test).await.expect("the test hangs") })
 }
 
 /// Looks until `done` says so; the watchdog is the test's.
