@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use throughline_sandbox::engine::{Hardware, Net};
+use throughline_shim::start::Keeping;
 
 /// Sandboxes on microVMs, whose connections survive snapshot, restore, and the death of either process.
 #[derive(Debug, Parser)]
@@ -145,9 +146,8 @@ pub struct Run {
     /// Image
     #[arg(long, default_value = "default", env = "THROUGHLINE_IMAGE")]
     pub image: String,
-    /// Remove the sandbox when it ends; with a command, end it with the command
-    #[arg(long)]
-    pub rm: bool,
+    #[command(flatten)]
+    pub keep: Keep,
     #[command(flatten)]
     pub how: How,
     /// The command and its arguments
@@ -165,6 +165,26 @@ pub struct Exec {
     /// The command and its arguments
     #[arg(last = true, required = true)]
     pub command: Vec<String>,
+}
+
+/// What is done with a sandbox for as long as there is one.
+#[derive(Debug, Default, Args)]
+pub struct Keep {
+    /// Remove the sandbox when it ends; with a command, end it with the command
+    #[arg(long)]
+    pub rm: bool,
+    /// Take a checkpoint so often, such as 30s or 5m: when the machine dies, the sandbox goes back to the last one. It
+    /// lies in memory, as large as what the guest has touched
+    #[arg(long, value_name = "EVERY", value_parser = duration)]
+    pub checkpoint: Option<Duration>,
+}
+
+impl Keep {
+    /// For the shim.
+    pub fn keeping(&self) -> Keeping {
+        let checkpoint_ms = self.checkpoint.map(|every| u64::try_from(every.as_millis()).unwrap_or(u64::MAX));
+        Keeping { rm: self.rm, checkpoint_ms }
+    }
 }
 
 /// How to run a command.
@@ -216,9 +236,8 @@ pub enum SnapshotVerb {
         /// Name of the sandbox; a random one without
         #[arg(long)]
         name: Option<String>,
-        /// Remove the sandbox when it ends
-        #[arg(long)]
-        rm: bool,
+        #[command(flatten)]
+        keep: Keep,
     },
     /// List the snapshots
     Ls,
@@ -321,7 +340,6 @@ pub struct Fork {
     /// End those that are there when one fails
     #[arg(long)]
     pub all_or_nothing: bool,
-    /// Remove each when it ends
-    #[arg(long)]
-    pub rm: bool,
+    #[command(flatten)]
+    pub keep: Keep,
 }

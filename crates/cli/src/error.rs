@@ -15,6 +15,14 @@ pub enum CliError {
     /// The arguments contradict each other, or what is there.
     #[error("{0}")]
     Usage(String),
+    /// A command that was followed is gone with its timeline.
+    #[error(
+        "the machine died, and is back at its last checkpoint; this command was begun after it, and is gone: run it again"
+    )]
+    RolledBack,
+    /// A command's events ended before its end.
+    #[error("the connection to the command ended before the command did: `throughline ps` tells whether it still runs")]
+    Untold,
     /// The system refused something.
     #[error("cannot {doing}: {source}")]
     Io {
@@ -42,12 +50,15 @@ impl CliError {
         match self {
             Self::Usage(_) => "usage",
             Self::Io { .. } => "io",
+            Self::RolledBack => "rolled-back",
+            Self::Untold => "failed",
             Self::Shim(ShimError::Failure(failure)) => match failure.kind {
                 Kind::Version => "version",
                 Kind::Missing => "missing",
                 Kind::Taken => "taken",
                 Kind::Misuse => "usage",
                 Kind::Ended => "ended",
+                Kind::RolledBack => "rolled-back",
                 Kind::Failed => "failed",
             },
             Self::Shim(ShimError::Sandbox(error)) => match error {

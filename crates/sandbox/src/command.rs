@@ -2,12 +2,14 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use serde_bytes::ByteBuf;
 use throughline::{ChannelId, MessageReceiver, MessageSender, Messages};
 use throughline_wire::exec::{self, Event, Exit, Failure, MAX_DATA, Request, Start, StdinWindow, WindowSize};
 use throughline_wire::{decode, encode, port};
 use tokio::sync::Notify;
+use tokio::time::timeout;
 
 use crate::SandboxError;
 use crate::guest::{Guest, Opening, alive};
@@ -146,6 +148,9 @@ pub struct Child {
     id: ChannelId,
 }
 
+/// How long the news of a machine's end may take, once a command's channel has ended without the command's.
+const ENDING: Duration = Duration::from_secs(1);
+
 /// Input that may be sent, shared by the halves.
 #[derive(Debug, Default)]
 struct Window {
@@ -168,7 +173,7 @@ impl Child {
         let id = messages.id();
         let window = Arc::new(Window::default());
         let (sender, receiver) = messages.into_split();
-        let events = ChildEvents { receiver, window: window.clone(), guest: guest.clone() };
+        let events = ChildEvents { receiver, window: window.clone(), guest: guest.clone(), exited: false };
         Self { events, input: ChildInput { sender, window, guest }, id }
     }
 
@@ -183,6 +188,8 @@ pub struct ChildEvents {
     receiver: MessageReceiver,
     window: Arc<Window>,
     guest: Arc<dyn Guest>,
+    /// Whether the command's end was told.
+    exited: bool,
 }
 
 impl ChildEvents {
@@ -191,8 +198,15 @@ impl ChildEvents {
     pub async fn next(&mut self) -> Result<Option<ChildEvent>, SandboxError> {
         while let Some(message) = alive(&*self.guest, self.receiver.recv()).await?? {
             if let Some(event) = self.understand(&message)? {
+                self.exited |= matches!(event, ChildEvent::Exited(_));
                 return Ok(Some(event));
             }
+        }
+        // The machine's end shows on the channel first, where another process stands in between.
+        if !self.exited
+            && let Ok(ended) = timeout(ENDING, self.guest.ended()).await
+        {
+            return Err(ended);
         }
         self.window.ended.store(true, Ordering::Release);
         self.window.changed.notify_one();

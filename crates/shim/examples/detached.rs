@@ -4,12 +4,17 @@
 
 use throughline_sandbox::engine::Hardware;
 use throughline_shim::client::{Event, Remote};
-use throughline_shim::start::{Program, Start};
+use throughline_shim::start::{Keeping, Program, Start};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let program = Program::installed();
-    let start = Start::Create { name: None, image: "default".to_owned(), hardware: Hardware::default(), rm: true };
+    let start = Start::Create {
+        name: None,
+        image: "default".to_owned(),
+        hardware: Hardware::default(),
+        keeping: Keeping { rm: true, ..Keeping::default() },
+    };
     let name = program.start(&start).await?;
     let remote = Remote::connect(&name, program).await?;
 

@@ -80,6 +80,9 @@ pub struct Open {
 /// Where a channel of the guest stands.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Opened {
+    /// The timeline in which its positions mean something.
+    #[serde(with = "timeline")]
+    pub timeline: u128,
     /// Position at which its bytes go on, from the guest.
     pub received: u64,
     /// And to the guest.
@@ -100,6 +103,9 @@ pub struct Pair {
     /// Use of the slot.
     pub generation: u32,
     /// What [`Opened`] said.
+    #[serde(with = "timeline")]
+    pub timeline: u128,
+    /// What [`Opened`] said.
     pub received: u64,
     /// What [`Opened`] said.
     pub sent: u64,
@@ -110,6 +116,31 @@ pub struct Pair {
 impl Pair {
     pub(crate) fn began(&self) -> Began {
         Began { received: self.received, sent: self.sent }
+    }
+}
+
+/// The machine died, and is back at its last checkpoint: what that means for a channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RolledBack {
+    /// Bytes of the guest's that were received, and come again, perhaps different.
+    pub received: u64,
+    /// Bytes that were sent, and that the guest of now never had.
+    pub sent: u64,
+    /// Whether the channel is gone: it was opened after the checkpoint.
+    pub gone: bool,
+}
+
+/// A timeline's id as 32 hexadecimal digits: JSON's numbers have no 128 bits.
+mod timeline {
+    use serde::{Deserialize, Deserializer, Serializer, de};
+
+    pub(super) fn serialize<S: Serializer>(id: &u128, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&format!("{id:032x}"))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u128, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        u128::from_str_radix(&text, 16).map_err(de::Error::custom)
     }
 }
 
@@ -231,6 +262,8 @@ pub enum Kind {
     Misuse,
     /// The sandbox has ended.
     Ended,
+    /// What was asked for belongs to a timeline that was lost.
+    RolledBack,
     /// Anything else.
     Failed,
 }
@@ -255,4 +288,6 @@ pub enum Reply {
     Failure(u64, Failure),
     /// The pair of this id is no more: its bytes have arrived, or nobody wants them.
     Unpaired(String),
+    /// The pair of this id cannot go on: the machine died, and its timeline with it.
+    RolledBack(String, RolledBack),
 }

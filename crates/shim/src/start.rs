@@ -16,6 +16,15 @@ use crate::api::{Failure, Kind};
 /// How long a shim may take until its sandbox is ready.
 const DEADLINE: Duration = Duration::from_mins(3);
 
+/// What is done with a sandbox for as long as there is one.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Keeping {
+    /// Whether name and logs vanish with the machine.
+    pub rm: bool,
+    /// How often a checkpoint is taken, in milliseconds; `None` for never.
+    pub checkpoint_ms: Option<u64>,
+}
+
 /// How a shim comes to its sandbox. It reads this as a line of JSON from its standard input.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "start", rename_all = "kebab-case")]
@@ -28,8 +37,9 @@ pub enum Start {
         image: String,
         /// What its machine has.
         hardware: Hardware,
-        /// Whether name and logs vanish with the machine.
-        rm: bool,
+        /// What is done with it.
+        #[serde(flatten)]
+        keeping: Keeping,
     },
     /// Restores it.
     Restore {
@@ -37,8 +47,9 @@ pub enum Start {
         name: Option<String>,
         /// The bundle's folder.
         bundle: PathBuf,
-        /// Whether name and logs vanish with the machine.
-        rm: bool,
+        /// What is done with it.
+        #[serde(flatten)]
+        keeping: Keeping,
     },
     /// Spawns a child from a zygote in memory.
     Fork {
@@ -48,8 +59,9 @@ pub enum Start {
         bundle: PathBuf,
         /// Which of its children it is, from 0.
         index: u64,
-        /// Whether name and logs vanish with the machine.
-        rm: bool,
+        /// What is done with it.
+        #[serde(flatten)]
+        keeping: Keeping,
     },
     /// Goes on with one whose shim has died.
     TakeOver {

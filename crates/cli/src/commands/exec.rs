@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use throughline_sandbox::{Child, ChildEvent, ChildEvents, Command};
+use throughline_shim::api::RolledBack;
 use throughline_shim::client::Remote;
 use throughline_wire::exec::Exit;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Stderr, Stdout};
@@ -72,7 +73,24 @@ pub async fn run(remote: &Remote, how: &How, command: &[String]) -> Result<Ran, 
     if how.detach {
         return Ok(Ran::Detached(way.id()));
     }
-    follow(child, Printer::new(), input, how.tty, how.timeout).await.map(Ran::Ended)
+    match follow(child, Printer::new(), input, how.tty, how.timeout).await {
+        Ok(code) => Ok(Ran::Ended(code)),
+        Err(error) => come_back(remote, &way.id(), error).await.map(Ran::Ended),
+    }
+}
+
+/// Goes on with a command whose machine died and came back.
+async fn come_back(remote: &Remote, id: &str, error: CliError) -> Result<u8, CliError> {
+    let Some(RolledBack { received, sent, gone }) = remote.rolled_back(id).await else { return Err(error) };
+    if gone {
+        return Err(CliError::RolledBack);
+    }
+    eprintln!(
+        "throughline: the machine died, and is back at its last checkpoint: {} of what the command told come again, {} of what it was given are lost",
+        output::bytes(received),
+        output::bytes(sent)
+    );
+    Box::pin(attach(remote, id)).await
 }
 
 /// Goes on with a command.
@@ -88,13 +106,16 @@ pub async fn attach(remote: &Remote, id: &str) -> Result<u8, CliError> {
                 break status.tty;
             }
             Some(event) => printer.take(event).await?,
-            None => return Ok(printer.code()),
+            None => return printer.code(),
         }
     };
     if tty && let Some((rows, cols)) = size() {
         child.input.resize(rows, cols).await?;
     }
-    follow(child, printer, true, tty, None).await
+    match follow(child, printer, true, tty, None).await {
+        Ok(code) => Ok(code),
+        Err(error) => come_back(remote, id, error).await,
+    }
 }
 
 /// Hands on input, output, signals and size until the command has ended; its exit code.
@@ -169,7 +190,7 @@ impl Printer {
         while let Some(event) = events.next().await? {
             self.take(event).await?;
         }
-        Ok(self.code())
+        self.code()
     }
 
     async fn take(&mut self, event: ChildEvent) -> Result<(), CliError> {
@@ -185,9 +206,9 @@ impl Printer {
         written.map_err(CliError::io("print what the command prints"))
     }
 
-    fn code(&self) -> u8 {
-        let code = self.exit.map_or(i32::from(OWN_FAILURE), Exit::shell_code);
-        u8::try_from(code & 0xff).unwrap_or(OWN_FAILURE)
+    fn code(&self) -> Result<u8, CliError> {
+        let exit = self.exit.ok_or(CliError::Untold)?;
+        Ok(u8::try_from(exit.shell_code() & 0xff).unwrap_or(OWN_FAILURE))
     }
 }
 

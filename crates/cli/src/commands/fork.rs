@@ -39,7 +39,7 @@ pub async fn run(fork: Fork, json: bool) -> Result<u8, CliError> {
         .zip(names)
         .map(|(index, name)| {
             let bundle = place.bundle();
-            let start = Start::Fork { name: name.clone(), bundle, index, rm: fork.rm };
+            let start = Start::Fork { name: name.clone(), bundle, index, keeping: fork.keep.keeping() };
             let room = room.clone();
             tokio::spawn(async move {
                 let _room = room.acquire().await;
@@ -102,12 +102,13 @@ fn tell(children: &[Child], json: bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arguments::Keep;
 
     #[test]
     fn children_are_numbered_unless_there_is_one_with_a_name() {
         let named = |child: Option<&str>, count| {
             let (name, child) = ("web".to_owned(), child.map(str::to_owned));
-            names(&Fork { name, child, count, all_or_nothing: false, rm: false })
+            names(&Fork { name, child, count, all_or_nothing: false, keep: Keep::default() })
         };
         assert_eq!(named(Some("api"), 1), ["api"]);
         assert_eq!(named(None, 1), ["web-1"]);

@@ -73,9 +73,10 @@ async fn connect(name: &str) -> Result<Remote, CliError> {
 }
 
 async fn create(run: Run, json: bool) -> Result<u8, CliError> {
-    let Run { name, memory, cpus, net, image, rm, how, command } = run;
+    let Run { name, memory, cpus, net, image, keep, how, command } = run;
     image::ensure(&image, json).await?;
-    let start = Start::Create { name, image, hardware: Hardware { memory_mib: memory, cpus, net }, rm };
+    let hardware = Hardware { memory_mib: memory, cpus, net };
+    let start = Start::Create { name, image, hardware, keeping: keep.keeping() };
     let name = Program::this().start(&start).await?;
     if command.is_empty() {
         announce(&name, None, json);
@@ -87,7 +88,7 @@ async fn create(run: Run, json: bool) -> Result<u8, CliError> {
         announce(&name, Some(id), json);
         return Ok(0);
     }
-    if rm {
+    if keep.rm {
         // It vanishes with its machine.
         remote.kill().await?;
     }

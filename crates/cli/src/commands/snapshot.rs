@@ -27,9 +27,9 @@ pub async fn run(verb: SnapshotVerb, json: bool) -> Result<u8, CliError> {
             }
             Ok(0)
         }
-        SnapshotVerb::Restore { snapshot, name, rm } => {
+        SnapshotVerb::Restore { snapshot, name, keep } => {
             let bundle = snapshot_place(&snapshot)?;
-            let name = Program::this().start(&Start::Restore { name, bundle, rm }).await?;
+            let name = Program::this().start(&Start::Restore { name, bundle, keeping: keep.keeping() }).await?;
             announce(&name, None, json);
             Ok(0)
         }

@@ -8,7 +8,7 @@ use throughline_sandbox::ChildEvent;
 use throughline_sandbox::engine::Hardware;
 use throughline_sandbox::guest::{Guest, Opening};
 use throughline_shim::client::{Event, Remote};
-use throughline_shim::start::Start;
+use throughline_shim::start::{Keeping, Start};
 use throughline_wire::exec::Exit;
 use throughline_wire::port;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -32,7 +32,7 @@ async fn kill(remote: &Remote) {
     let before = remote.shim();
     let pid = rustix::process::Pid::from_raw(before.cast_signed()).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
-    let Event::TakenOver { shim } = remote.event().await;
+    let Event::TakenOver { shim } = remote.event().await else { panic!("no machine dies here") };
     assert_ne!(shim, before);
 }
 
@@ -102,7 +102,7 @@ async fn vm_main_path_two_hundred_killed_shims_lose_and_double_nothing() {
             name: Some(name.0.clone()),
             image: "default".to_owned(),
             hardware: Hardware::default(),
-            rm: false,
+            keeping: Keeping::default(),
         };
         program().start(&start).await.unwrap();
         let remote = Remote::connect(&name.0, program()).await.unwrap();

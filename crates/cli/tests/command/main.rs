@@ -1,5 +1,6 @@
 //! The command and its shims, against real guests.
 
+mod checkpoints;
 mod clients;
 mod creators;
 mod doctor;

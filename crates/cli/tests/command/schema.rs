@@ -117,7 +117,11 @@ fn vm_what_is_printed_for_programs_is_as_documented() {
     try_out("`snapshot create`", &["snapshot", "create", &name.0, &bundle]);
     try_out("`snapshot verify`", &["snapshot", "verify", &bundle]);
     try_out("`inspect` of a bundle", &["inspect", &bundle]);
-    try_out("`run`, `snapshot restore`", &["snapshot", "restore", &bundle, "--name", &child.0]);
+    try_out("`run`, `snapshot restore`", &["snapshot", "restore", &bundle, "--name", &child.0, "--checkpoint", "1h"]);
+    crate::support::until(|| {
+        let known = try_out("`inspect` of a sandbox", &["inspect", &child.0]);
+        !known["sandbox"]["checkpoints"]["last"].is_null()
+    });
     try_out("`pause`, `resume`", &["pause", &child.0]);
     try_out("`inspect` of a sandbox", &["inspect", &child.0]);
     try_out("`pause`, `resume`", &["resume", &child.0]);

@@ -25,6 +25,15 @@ pub async fn watched<T>(test: impl Future<Output = T>) -> T {
     tokio::time::timeout(WATCHDOG, test).await.expect("the test hangs")
 }
 
+/// Waits for something that nobody tells.
+pub fn until(mut done: impl FnMut() -> bool) {
+    let began = std::time::Instant::now();
+    while !done() {
+        assert!(began.elapsed() < WATCHDOG, "the test hangs");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 /// A name that nobody else has; whatever has it ends with this.
 pub struct Name(pub String);
 

@@ -12,6 +12,9 @@ use crate::SandboxError;
 /// How the folder of a checkpoint begins.
 pub(super) const PREFIX: &str = "checkpoint-";
 
+/// How long after a try that found the sandbox paused the next one is made, at most.
+const PAUSED: Duration = Duration::from_secs(1);
+
 impl Sandbox {
     /// Takes a checkpoint, which takes the place of the one before: the moment that [`roll_back`](Self::roll_back)
     /// goes back to. It lies in memory, and takes as much of it as the guest has touched (for a moment twice).
@@ -45,14 +48,15 @@ impl Sandbox {
         let Some(every) = self.record().checkpoints.every_ms else {
             return std::future::pending().await;
         };
-        let mut ticks = interval(Duration::from_millis(every.max(1)));
+        let every = Duration::from_millis(every.max(1));
+        let mut ticks = interval(every);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
             match self.checkpoint().await {
                 Ok(report) => tracing::debug!(?report, "a checkpoint"),
-                // Nothing has changed since the last one.
-                Err(SandboxError::Paused(_)) => {}
+                // Soon after it runs again.
+                Err(SandboxError::Paused(_)) => ticks.reset_after(every.min(PAUSED)),
                 Err(error) => tracing::warn!(%error, "a checkpoint was not taken"),
             }
         }

@@ -168,12 +168,15 @@ impl Sandbox {
 
     /// Stops the guest's processors until [`resume`](Self::resume). Who takes the sandbox over finds it paused.
     pub async fn pause(&self) -> Result<(), SandboxError> {
+        // A snapshot under way would end the pause with its own.
+        let _turn = self.snapshots.lock().await;
         self.change(|record| record.wanted = Wanted::Paused)?;
         Ok(self.vm.pause().await?)
     }
 
     /// Lets the guest's processors run again.
     pub async fn resume(&self) -> Result<(), SandboxError> {
+        let _turn = self.snapshots.lock().await;
         self.change(|record| record.wanted = Wanted::Running)?;
         Ok(self.vm.resume().await?)
     }

@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::memory::Memory;
 use crate::ShimError;
-use crate::api::{Answer, Call, Kind, Pair, Reply, Request, SOCKET, VERSION};
+use crate::api::{Answer, Call, Kind, Pair, Reply, Request, RolledBack, SOCKET, VERSION};
 use crate::line::{self, Incoming, Outgoing};
 use crate::start::{Program, Start};
 
@@ -22,16 +22,26 @@ use crate::start::{Program, Start};
 const DEADLINE: Duration = Duration::from_mins(1);
 /// Between two tries while somebody else starts a shim.
 const PAUSE: Duration = Duration::from_millis(5);
+/// How long news of a channel may take that has ended already.
+const NEWS: Duration = Duration::from_secs(1);
 /// How long a shim may take for its greeting.
 const GREETING: Duration = Duration::from_secs(10);
 
 /// Something that happened to a sandbox's shim.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// It died, and another one has taken over everything that this client has open.
     TakenOver {
         /// The new one's process.
         shim: u32,
+    },
+    /// The machine died, and is back at its last checkpoint. The channel that was open under this id has ended, with
+    /// [`Reset`](throughline::Error::Reset); [`attach`](super::Remote::attach) goes on with it, if it is not gone.
+    RolledBack {
+        /// The channel.
+        id: String,
+        /// How far it went back.
+        how_far: RolledBack,
     },
 }
 
@@ -48,6 +58,8 @@ struct Shared {
     memory: Arc<Memory>,
     waiting: Mutex<HashMap<u64, Waiting>>,
     pairs: Mutex<HashMap<String, Pair>>,
+    /// What became of pairs of timelines that were lost.
+    rolled_back: watch::Sender<HashMap<String, RolledBack>>,
     /// The way to the shim of now. Held while it is exchanged.
     outgoing: AsyncMutex<Option<Outgoing>>,
     shim: AtomicU32,
@@ -79,6 +91,7 @@ impl Connection {
             memory,
             waiting: Mutex::default(),
             pairs: Mutex::default(),
+            rolled_back: watch::Sender::default(),
             outgoing: AsyncMutex::new(None),
             shim: AtomicU32::new(0),
             numbers: AtomicU64::new(1),
@@ -100,6 +113,13 @@ impl Connection {
             Some(event) => event,
             None => std::future::pending().await,
         }
+    }
+
+    /// What became of a channel that has just ended early, if it was lost with its timeline.
+    pub(super) async fn rolled_back(&self, id: &str) -> Option<RolledBack> {
+        let mut known = self.shared.rolled_back.subscribe();
+        let told = timeout(NEWS, known.wait_for(|known| known.contains_key(id))).await.ok()?;
+        told.ok().and_then(|known| known.get(id).copied())
     }
 
     /// Why the sandbox cannot be reached any more, once it cannot.
@@ -182,6 +202,15 @@ impl Shared {
             Reply::Failure(number, failure) => (number, Err(failure.into())),
             Reply::Unpaired(id) => {
                 self.pairs().remove(&id);
+                return;
+            }
+            Reply::RolledBack(id, how_far) => {
+                self.pairs().remove(&id);
+                self.rolled_back.send_modify(|known| {
+                    known.insert(id.clone(), how_far);
+                });
+                // Nobody may be interested.
+                let _ = self.events.send(Event::RolledBack { id, how_far });
                 return;
             }
         };

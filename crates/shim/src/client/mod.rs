@@ -13,7 +13,7 @@ use throughline_sandbox::guest::{Guest, Opening};
 use throughline_sandbox::{Child, Command, Record, SandboxError};
 
 use crate::ShimError;
-use crate::api::{Answer, Call, ChannelEntry, CommandInfo, Open, Opened, PORT, Pair, Snapped};
+use crate::api::{Answer, Call, ChannelEntry, CommandInfo, Open, Opened, PORT, Pair, RolledBack, Snapped};
 use crate::start::Program;
 use connection::Connection;
 use memory::Memory;
@@ -102,6 +102,12 @@ impl Remote {
         }
     }
 
+    /// What became of the channel of an id that has just ended with [`Reset`](throughline::Error::Reset), if that was
+    /// because the machine died and went back to its last checkpoint. Waits for the news for a second.
+    pub async fn rolled_back(&self, id: &str) -> Option<RolledBack> {
+        self.0.connection.rolled_back(id).await
+    }
+
     /// The shim's process id.
     pub fn shim(&self) -> u32 {
         self.0.connection.shim()
@@ -182,9 +188,9 @@ impl Remote {
             throughline::Channel::Messages(messages) => messages.id(),
             throughline::Channel::Stream(stream) => stream.id(),
         };
-        let Opened { received, sent, .. } = opened;
+        let Opened { timeline, received, sent, .. } = opened;
         let (slot, generation) = (channel_id.slot, channel_id.generation);
-        self.0.connection.pair(Pair { id, slot, generation, received, sent, keep }).await?;
+        self.0.connection.pair(Pair { id, slot, generation, timeline, received, sent, keep }).await?;
         Ok(channel)
     }
 }

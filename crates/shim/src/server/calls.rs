@@ -6,7 +6,7 @@ use throughline::{ChannelInfo, Kind as Carries};
 use throughline_sandbox::{PlaceError, SandboxError};
 use throughline_wire::port;
 
-use super::Shared;
+use super::{End, Shared};
 use crate::api::{Answer, Call, ChannelEntry, CommandInfo, Failure, Kind, Snapped};
 
 /// Digits of a command's id, at the beginning of its channel's label.
@@ -37,11 +37,14 @@ impl Shared {
     }
 
     async fn exited(&self) -> Result<Answer, Failure> {
-        let mut exit = self.exit.subscribe();
-        let known = exit.wait_for(Option::is_some).await;
-        let exit = known.ok().and_then(|exit| exit.clone());
-        exit.map(|exit| Answer::Exited { exit })
-            .ok_or_else(|| Failure { kind: Kind::Failed, message: "the shim is ending".to_owned() })
+        let mut end = self.end.subscribe();
+        let known = end.wait_for(Option::is_some).await;
+        match known.ok().and_then(|end| end.clone()) {
+            Some(End::Exited(exit)) => Ok(Answer::Exited { exit }),
+            // Whoever waits goes on waiting: his connection ends, and he asks again.
+            Some(End::Lost) => std::future::pending().await,
+            None => Err(Failure { kind: Kind::Failed, message: "the shim is ending".to_owned() }),
+        }
     }
 
     async fn snapshot(&self, place: &Path, stop: bool, unquiesced: bool) -> Result<Answer, Failure> {

@@ -7,6 +7,7 @@ mod session;
 use std::os::unix::net::UnixListener as StdListener;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use throughline_sandbox::bundle::Bundle;
 use throughline_sandbox::engine::{Exit, Hardware};
@@ -18,7 +19,7 @@ use tokio::task::JoinSet;
 
 use crate::ShimError;
 use crate::api::SOCKET;
-use crate::start::Start;
+use crate::start::{Keeping, Start};
 
 /// Clients at one time. More wait for their turn.
 const MOST_CLIENTS: usize = 256;
@@ -28,15 +29,23 @@ const MOST_CLIENTS: usize = 256;
 pub struct Server {
     shared: Arc<Shared>,
     listener: UnixListener,
-    rm: bool,
+}
+
+/// What an end of the machine means to the sessions.
+#[derive(Clone, Debug)]
+pub(crate) enum End {
+    /// The sandbox has ended.
+    Exited(Exit),
+    /// It goes back to its last checkpoint: a new timeline, for which clients connect anew.
+    Lost,
 }
 
 /// What all sessions share.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) sandbox: Sandbox,
-    /// How the machine ended, once it has.
-    pub(crate) exit: watch::Sender<Option<Exit>>,
+    /// What became of the machine, once it has ended.
+    pub(crate) end: watch::Sender<Option<End>>,
     /// Held while a snapshot is taken, until its client was told: one at a time, and none is cut off.
     pub(crate) snapshots: Mutex<()>,
 }
@@ -44,21 +53,28 @@ pub(crate) struct Shared {
 impl Server {
     /// Comes to a sandbox, and listens. Nobody else does: the listener is bound under the sandbox's lease.
     pub async fn begin(start: Start) -> Result<Self, ShimError> {
-        let (sandbox, rm) = match start {
-            Start::Create { name, image, hardware, rm } => (create(name, &image, hardware).await?, rm),
-            Start::Restore { name, bundle, rm } => (restore(name, &bundle).await?, rm),
-            Start::Fork { name, bundle, index, rm } => {
+        let (sandbox, keeping) = match start {
+            Start::Create { name, image, hardware, keeping } => (create(name, &image, hardware).await?, Some(keeping)),
+            Start::Restore { name, bundle, keeping } => (restore(name, &bundle).await?, Some(keeping)),
+            Start::Fork { name, bundle, index, keeping } => {
                 let bundle = Bundle::open(&bundle).map_err(SandboxError::from)?;
-                (Sandbox::restore(bundle).forked(index).trusted().name(name).start().await?, rm)
+                (Sandbox::restore(bundle).forked(index).trusted().name(name).start().await?, Some(keeping))
             }
-            Start::TakeOver { name } => take_over(&name).await?,
+            Start::TakeOver { name } => (Sandbox::take_over(&name).await?, None),
         };
-        if rm {
-            sandbox.vanishes_when_it_ends()?;
+        if let Some(Keeping { rm, checkpoint_ms }) = keeping {
+            sandbox.checkpoint_every(checkpoint_ms.map(Duration::from_millis))?;
+            if rm {
+                sandbox.vanishes_when_it_ends()?;
+            }
         }
         let listener = listen(sandbox.runtime()).map_err(ShimError::io("listen for clients"))?;
-        let shared = Shared { sandbox, exit: watch::Sender::new(None), snapshots: Mutex::default() };
-        Ok(Self { shared: Arc::new(shared), listener, rm })
+        Ok(Self::of(sandbox, listener))
+    }
+
+    fn of(sandbox: Sandbox, listener: UnixListener) -> Self {
+        let shared = Shared { sandbox, end: watch::Sender::new(None), snapshots: Mutex::default() };
+        Self { shared: Arc::new(shared), listener }
     }
 
     /// The sandbox's name.
@@ -71,10 +87,22 @@ impl Server {
         self.shared.sandbox.runtime()
     }
 
-    /// Serves until the machine has ended and its clients have been told.
-    pub async fn serve(self) -> Result<(), ShimError> {
+    /// Serves until the machine has ended and its clients have been told. One that dies, and has a checkpoint, comes
+    /// back; its clients connect anew, and are told how far it went back.
+    pub async fn serve(mut self) -> Result<(), ShimError> {
+        while let Some(back) = self.timeline().await? {
+            self = back;
+        }
+        Ok(())
+    }
+
+    /// Serves one timeline; the next one, if there is one.
+    async fn timeline(self) -> Result<Option<Self>, ShimError> {
         // Whatever ends this process, the sandbox goes on.
         self.shared.sandbox.detach();
+        let mut own = JoinSet::new();
+        let shared = self.shared.clone();
+        own.spawn(async move { shared.sandbox.keep_checkpoints().await });
         let mut sessions = JoinSet::new();
         let exit = loop {
             tokio::select! {
@@ -90,18 +118,36 @@ impl Server {
             }
         };
         tracing::info!(%exit, "the machine has ended");
+        own.shutdown().await;
         // A snapshot that ends the machine is completed after it.
-        let _last = self.shared.snapshots.lock().await;
-        self.shared.sandbox.conclude(exit.clone())?;
-        if self.rm {
-            Known::remove(self.shared.sandbox.name())?;
+        let last = self.shared.snapshots.lock().await;
+        let sandbox = &self.shared.sandbox;
+        if sandbox.may_roll_back(&exit) {
+            self.shared.end.send_replace(Some(End::Lost));
+            told(&mut sessions).await;
+            match sandbox.roll_back().await {
+                Ok(sandbox) => {
+                    drop(last);
+                    return Ok(Some(Self::of(sandbox, self.listener)));
+                }
+                Err(error) => tracing::error!(%error, "the machine does not come back from its last checkpoint"),
+            }
         }
-        self.shared.exit.send_replace(Some(exit));
+        sandbox.conclude(exit.clone())?;
+        if sandbox.record().rm {
+            Known::remove(sandbox.name())?;
+        }
+        self.shared.end.send_replace(Some(End::Exited(exit)));
         // Each reads what there is to be read, is told, and goes.
-        let told = async { while sessions.join_next().await.is_some() {} };
-        let _ = tokio::time::timeout(session::LAST_READS, told).await;
-        Ok(())
+        told(&mut sessions).await;
+        Ok(None)
     }
+}
+
+/// Waits until the sessions have ended, but not for ever.
+async fn told(sessions: &mut JoinSet<()>) {
+    let ended = async { while sessions.join_next().await.is_some() {} };
+    let _ = tokio::time::timeout(session::LAST_READS, ended).await;
 }
 
 async fn create(name: Option<String>, image: &str, hardware: Hardware) -> Result<Sandbox, ShimError> {
@@ -115,12 +161,6 @@ async fn create(name: Option<String>, image: &str, hardware: Hardware) -> Result
 async fn restore(name: Option<String>, bundle: &Path) -> Result<Sandbox, ShimError> {
     let restore = Sandbox::restore(Bundle::open(bundle).map_err(SandboxError::from)?);
     Ok(name.into_iter().fold(restore, throughline_sandbox::Restore::name).start().await?)
-}
-
-async fn take_over(name: &str) -> Result<(Sandbox, bool), ShimError> {
-    let sandbox = Sandbox::take_over(name).await?;
-    let rm = sandbox.record().rm;
-    Ok((sandbox, rm))
 }
 
 fn listen(runtime: &Path) -> std::io::Result<UnixListener> {

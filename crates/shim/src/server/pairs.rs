@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 use super::Shared;
 use super::calls::ID_DIGITS;
-use crate::api::{Failure, Kind, Open, Opened, PORT, Pair, Reply};
+use crate::api::{Failure, Kind, Open, Opened, PORT, Pair, Reply, RolledBack};
 use crate::line::Outgoing;
 
 /// How long a client's open may take to be seen.
@@ -19,6 +19,15 @@ const DEADLINE: Duration = Duration::from_secs(10);
 
 /// How long the end of a client is looked at, once it has gone, for what it closed before.
 const LAST_LOOK: Duration = Duration::from_millis(100);
+
+/// Why a session's pairs are over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Over {
+    /// The client has gone, or the machine has ended.
+    Ended,
+    /// The machine's timeline was lost.
+    Lost,
+}
 
 /// A client's link.
 #[derive(Debug)]
@@ -72,6 +81,13 @@ impl ClientLink {
         };
         let missing = || Failure { kind: Kind::Missing, message: "the client's channel was not opened".to_owned() };
         timeout(DEADLINE, found).await.map_err(|_| missing())
+    }
+}
+
+fn info(channel: &throughline::Channel) -> Option<ChannelInfo> {
+    match channel {
+        throughline::Channel::Stream(stream) => stream.info().ok(),
+        throughline::Channel::Messages(messages) => messages.info().ok(),
     }
 }
 
@@ -131,6 +147,23 @@ impl Shared {
         opened(&self.of(id).ok_or_else(missing)?)
     }
 
+    /// What became of a pair of a timeline that was lost; `None` where it belongs to the one that runs.
+    pub(super) async fn rolled_back(&self, client: &ClientLink, pair: &Pair) -> Option<RolledBack> {
+        if pair.timeline == self.sandbox.link().timeline() {
+            return None;
+        }
+        let gone = RolledBack { received: 0, sent: 0, gone: true };
+        let Some(channel) = self.of(&pair.id) else { return Some(gone) };
+        // How far the client has come, which is more than the lost timeline knows of.
+        let below = client.channel(pair).await.ok().and_then(|below| info(&below));
+        let came = below.map_or((pair.received, pair.sent), |below| {
+            let received = below.sent - below.sent_unread - below.sent_from;
+            (pair.received + received, pair.sent + (below.received + below.unread - below.received_from))
+        });
+        let undone = |came: u64, to: u64| came.saturating_sub(to);
+        Some(RolledBack { received: undone(came.0, channel.received), sent: undone(came.1, channel.sent), gone: false })
+    }
+
     /// Pairs the guest's channel with the client's.
     pub(super) async fn pair(&self, client: &ClientLink, pair: &Pair) -> Result<Relay, Failure> {
         let id = self.found(&pair.id).and_then(|_| {
@@ -153,6 +186,7 @@ fn opened(info: &ChannelInfo) -> Result<Opened, Failure> {
         return Err(Failure { kind: Kind::Taken, message });
     }
     Ok(Opened {
+        timeline: info.id.timeline,
         received: info.received,
         sent: info.sent,
         ring_bytes: info.ring_bytes,
@@ -161,15 +195,17 @@ fn opened(info: &ChannelInfo) -> Result<Opened, Failure> {
 }
 
 /// Carries a pair until it ends, or its client has gone.
-pub(super) async fn carry(relay: Relay, pair: Pair, outgoing: Outgoing, mut gone: watch::Receiver<bool>) {
+pub(super) async fn carry(relay: Relay, pair: Pair, outgoing: Outgoing, mut over: watch::Receiver<Option<Over>>) {
     let ended = tokio::select! {
-        ended = relay.run() => Some(ended),
-        () = async { let _ = gone.wait_for(|gone| *gone).await; } => None,
+        ended = relay.run() => Ok(ended),
+        over = over.wait_for(Option::is_some) => Err(over.ok().and_then(|over| *over)),
     };
     let ended = match ended {
-        Some(ended) => Some(ended),
+        Ok(ended) => Some(ended),
+        // The client pairs its channel anew, and is told then.
+        Err(Some(Over::Lost)) => return relay.release(),
         // It may have closed the channel before it went.
-        None => timeout(LAST_LOOK, relay.run()).await.ok(),
+        Err(_) => timeout(LAST_LOOK, relay.run()).await.ok(),
     };
     match ended {
         Some(Ok(Ended::Upstream)) => relay.close(),

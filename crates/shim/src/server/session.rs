@@ -4,13 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
-use throughline_sandbox::engine::Exit;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::Shared;
-use super::pairs::{ClientLink, carry};
+use super::pairs::{ClientLink, Over, carry};
+use super::{End, Shared};
 use crate::api::{Answer, Call, Failure, Kind, Reply, Request, VERSION};
 use crate::line::{self, Outgoing};
 
@@ -25,7 +24,7 @@ struct Session {
     shared: Arc<Shared>,
     outgoing: Outgoing,
     link: Option<Arc<ClientLink>>,
-    gone: watch::Sender<bool>,
+    over: watch::Sender<Option<Over>>,
     pairs: JoinSet<()>,
     calls: JoinSet<()>,
 }
@@ -33,12 +32,12 @@ struct Session {
 /// Serves a client until it goes, or until the machine has ended and everything of it was read.
 pub(super) async fn serve(shared: Arc<Shared>, socket: UnixStream) {
     let (mut incoming, outgoing) = line::split(socket);
-    let mut exit = shared.exit.subscribe();
+    let mut end = shared.end.subscribe();
     let mut session = Session {
         shared,
         outgoing,
         link: None,
-        gone: watch::Sender::new(false),
+        over: watch::Sender::new(None),
         pairs: JoinSet::new(),
         calls: JoinSet::new(),
     };
@@ -54,22 +53,23 @@ pub(super) async fn serve(shared: Arc<Shared>, socket: UnixStream) {
             },
             Some(_) = session.calls.join_next() => {}
             Some(_) = session.pairs.join_next() => {}
-            () = until(&mut exit) => break,
+            () = until(&mut end) => break,
         }
     }
+    let end = session.shared.end.borrow().clone();
     // Answers to those who wait for the end; then what is in the rings.
-    let ended = session.shared.exit.borrow().is_some();
-    if ended {
+    if matches!(end, Some(End::Exited(_))) {
         let told = async { while session.calls.join_next().await.is_some() {} };
         let _ = tokio::time::timeout(LAST_READS, told).await;
     }
-    session.gone.send_replace(true);
+    let over = if matches!(end, Some(End::Lost)) { Over::Lost } else { Over::Ended };
+    session.over.send_replace(Some(over));
     while session.pairs.join_next().await.is_some() {}
 }
 
 /// Waits for the machine's end.
-async fn until(exit: &mut watch::Receiver<Option<Exit>>) {
-    let _ = exit.wait_for(Option::is_some).await;
+async fn until(end: &mut watch::Receiver<Option<End>>) {
+    let _ = end.wait_for(Option::is_some).await;
 }
 
 impl Session {
@@ -105,16 +105,23 @@ impl Session {
                 });
             }
             Call::Pair(pair) => {
-                let (link, gone) = (self.link.clone(), self.gone.subscribe());
+                let (link, over) = (self.link.clone(), self.over.subscribe());
                 self.pairs.spawn(async move {
                     let Some(link) = link else {
                         let message = "a pair needs a link".to_owned();
                         return reply(&outgoing, number, Err(Failure { kind: Kind::Misuse, message })).await;
                     };
+                    if let Some(rolled_back) = shared.rolled_back(&link, &pair).await {
+                        // Told first: then the end of the client's channel means that.
+                        let _ = outgoing.send(&Reply::RolledBack(pair.id.clone(), rolled_back)).await;
+                        let message = "the machine died, and is back at its last checkpoint: attach again".to_owned();
+                        reply(&outgoing, number, Err(Failure { kind: Kind::RolledBack, message })).await;
+                        return link.abort(&pair).await;
+                    }
                     match shared.pair(&link, &pair).await {
                         Ok(relay) => {
                             reply(&outgoing, number, Ok(Answer::Done)).await;
-                            carry(relay, pair, outgoing, gone).await;
+                            carry(relay, pair, outgoing, over).await;
                         }
                         Err(failure) => {
                             link.abort(&pair).await;
