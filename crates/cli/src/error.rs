@@ -51,7 +51,6 @@ impl CliError {
             Self::Usage(_) => "usage",
             Self::Io { .. } => "io",
             Self::RolledBack => "rolled-back",
-            Self::Untold => "failed",
             Self::Shim(ShimError::Failure(failure)) => match failure.kind {
                 Kind::Version => "version",
                 Kind::Missing => "missing",
@@ -71,7 +70,7 @@ impl CliError {
                 _ => "failed",
             },
             Self::Shim(ShimError::Version { .. }) => "version",
-            Self::Shim(_) => "failed",
+            Self::Shim(_) | Self::Untold => "failed",
         }
     }
 

@@ -25,6 +25,7 @@ mod places;
 pub mod pool;
 mod sandbox;
 pub mod sockets;
+pub mod steps;
 pub mod stock;
 mod zeros;
 pub mod zygote;

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::claim::{Claim, Try};
 use crate::engine::end_left;
+use crate::steps::step;
 
 /// The file that makes a sandbox of a folder.
 pub(crate) const RECORD: &str = "sandbox.json";
@@ -161,11 +162,13 @@ impl Places {
         };
         end_left(&self.runtime).map_err(failed(&self.runtime))?;
         for folder in [&self.runtime, &self.memory] {
+            step("wipe");
             match fs::remove_dir_all(folder) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(folder)(error)),
                 _ => {}
             }
         }
+        step("wiped");
         Ok(())
     }
 
@@ -208,6 +211,7 @@ impl Places {
             let is_folder = entry.file_type().map_err(failed)?.is_dir();
             if is_folder && entry.file_name().to_str().is_some_and(&unwanted) {
                 fs::remove_dir_all(entry.path()).map_err(failed)?;
+                step("removed");
             }
         }
         Ok(())
@@ -232,8 +236,10 @@ impl Places {
     pub(crate) fn go_over(&self) -> Result<(), PlaceError> {
         use rustix::fs::{CWD, RenameFlags, renameat_with};
         let (next, current) = (self.beside(NEXT), self.current());
+        step("go over");
         let gone_over = renameat_with(CWD, &next, CWD, &current, RenameFlags::EXCHANGE);
         gone_over.map_err(|error| PlaceError::Io { path: current, source: error.into() })?;
+        step("gone over");
         self.remove_beside(|name| name == NEXT)
     }
 

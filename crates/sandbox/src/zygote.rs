@@ -15,6 +15,7 @@ use tokio::sync::Semaphore;
 use crate::bundle::Bundle;
 use crate::places::{PlaceError, Places};
 use crate::sandbox::Restore;
+use crate::steps::step;
 use crate::{Sandbox, SandboxError};
 
 /// Where all zygotes in memory lie, below the sandboxes' memory: no name of a sandbox.
@@ -60,13 +61,14 @@ impl Place {
 
     fn within(all: &Path) -> io::Result<Self> {
         DirBuilder::new().mode(0o700).recursive(true).create(all)?;
+        // Held for a moment: meanwhile nobody else makes one, so one that is not locked is nobody's.
+        let turn = File::open(all)?;
+        turn.lock()?;
         sweep(all);
         let folder = tempfile::Builder::new().prefix("zygote-").tempdir_in(all)?;
-        // It has its name only once it is locked: one that is found unlocked is nobody's.
-        let made = folder.path().join("lock.new");
-        let lock = File::create(&made)?;
+        step("zygote");
+        let lock = File::create(folder.path().join(LOCK))?;
         lock.lock()?;
-        fs::rename(made, folder.path().join(LOCK))?;
         Ok(Self { folder: folder.keep(), _lock: lock })
     }
 
@@ -92,9 +94,8 @@ impl Drop for Place {
 fn sweep(all: &Path) {
     let Ok(entries) = fs::read_dir(all) else { return };
     for folder in entries.flatten().map(|entry| entry.path()) {
-        // One without a lock is being made, or removed, just now; or its maker died before there was anything in it.
-        let free =
-            File::open(folder.join(LOCK)).is_ok_and(|lock| !matches!(lock.try_lock(), Err(TryLockError::WouldBlock)));
+        let held = |lock: File| matches!(lock.try_lock(), Err(TryLockError::WouldBlock));
+        let free = !File::open(folder.join(LOCK)).is_ok_and(held);
         if free && let Err(error) = fs::remove_dir_all(&folder) {
             tracing::warn!(folder = %folder.display(), %error, "a zygote that nobody has cannot be removed");
         }

@@ -1,5 +1,6 @@
 //! The command and its shims, against real guests.
 
+mod aborts;
 mod checkpoints;
 mod clients;
 mod creators;

@@ -16,6 +16,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 mod checksum;
@@ -24,6 +25,7 @@ mod manifest;
 pub use manifest::{Carried, FileEntry, Manifest, VERSION};
 
 use crate::engine::Machine;
+use crate::steps::step;
 
 /// Name of the manifest.
 pub const MANIFEST: &str = "manifest.json";
@@ -193,23 +195,37 @@ impl Bundle {
 /// A bundle in the making: a hidden folder, which vanishes unless it is completed.
 #[derive(Debug)]
 pub struct Draft {
-    folder: Option<tempfile::TempDir>,
+    folder: Option<PathBuf>,
     place: PathBuf,
 }
 
 impl Draft {
     /// Begins a bundle that is to lie at `place`.
     pub fn new(place: &Path) -> Result<Self, BundleError> {
+        Self::announced(place, |_| Ok(()))
+    }
+
+    /// The same, for which `announce` remembers its folder before there is one: whoever dies then leaves nothing that
+    /// nobody knows of.
+    pub(crate) fn announced<E: From<BundleError>>(
+        place: &Path,
+        announce: impl FnOnce(&Path) -> Result<(), E>,
+    ) -> Result<Self, E> {
         if place.symlink_metadata().is_ok() {
-            return Err(BundleError::Exists(place.to_path_buf()));
+            return Err(BundleError::Exists(place.to_path_buf()).into());
         }
-        let parent = place.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let parent = parent(place);
         fs::create_dir_all(parent).map_err(BundleError::io("create", parent))?;
-        let folder = tempfile::Builder::new().prefix(DRAFT).tempdir_in(parent);
-        Ok(Self {
-            folder: Some(folder.map_err(BundleError::io("create a folder in", parent))?),
-            place: place.to_path_buf(),
-        })
+        let mut random = [0; 8];
+        rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
+            .map_err(|error| BundleError::io("choose a name in", parent)(error.into()))?;
+        let folder = parent.join(format!("{DRAFT}{:016x}", u64::from_ne_bytes(random)));
+        announce(&folder)?;
+        step("draft");
+        let made = fs::DirBuilder::new().mode(0o700).create(&folder);
+        made.map_err(BundleError::io("create a folder in", parent))?;
+        step("drafted");
+        Ok(Self { folder: Some(folder), place: place.to_path_buf() })
     }
 
     /// Removes a draft that a dead process left at this path. Nothing else is: a draft has a name of its own kind.
@@ -225,7 +241,7 @@ impl Draft {
 
     /// Path of one of its files.
     pub fn path(&self, name: &str) -> PathBuf {
-        self.folder.as_ref().map_or_else(PathBuf::new, |folder| folder.path().join(name))
+        self.folder.as_ref().map_or_else(PathBuf::new, |folder| folder.join(name))
     }
 
     /// Creates one of its files.
@@ -244,22 +260,25 @@ impl Draft {
             file.sync_all().map_err(BundleError::io("write", &path))?;
             let bytes = file.metadata().map_err(BundleError::io("read", &path))?.len();
             manifest.files.insert(name.to_owned(), FileEntry { bytes, checksum });
+            step("checked");
         }
         let path = self.path(MANIFEST);
         let encoded = manifest.encode().map_err(|error| BundleError::io("encode", &path)(error.into()))?;
         let file = self.create(MANIFEST)?;
         io::Write::write_all(&mut &file, &encoded).map_err(BundleError::io("write", &path))?;
+        step("manifest");
         file.sync_all().map_err(BundleError::io("write", &path))?;
         self.publish()?;
-        Ok(Bundle { folder: self.place, manifest })
+        Ok(Bundle { folder: self.place.clone(), manifest })
     }
 
     fn publish(&mut self) -> Result<(), BundleError> {
-        let Some(folder) = self.folder.take() else { return Ok(()) };
-        sync_folder(folder.path())?;
+        let Some(folder) = &self.folder else { return Ok(()) };
+        sync_folder(folder)?;
+        step("publish");
         let renamed = rustix::fs::renameat_with(
             rustix::fs::CWD,
-            folder.path(),
+            folder,
             rustix::fs::CWD,
             &self.place,
             rustix::fs::RenameFlags::NOREPLACE,
@@ -271,11 +290,23 @@ impl Draft {
             }
             Err(error) => return Err(BundleError::io("complete", &self.place)(error.into())),
         }
+        step("published");
         // The folder has another name now: nothing is left to remove.
-        let _ = folder.keep();
-        let parent = self.place.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        sync_folder(parent)
+        self.folder = None;
+        sync_folder(parent(&self.place))
     }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        if let Some(folder) = &self.folder {
+            Self::remove_left(folder);
+        }
+    }
+}
+
+fn parent(place: &Path) -> &Path {
+    place.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Makes a folder's entries survive a crash of the host.

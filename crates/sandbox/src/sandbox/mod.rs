@@ -24,6 +24,7 @@ use crate::files::Files;
 use crate::guest::{Guest, Here};
 use crate::image::Rootfs;
 use crate::places::Places;
+use crate::steps::step;
 use crate::{SandboxError, bundle};
 
 pub use create::SandboxBuilder;
@@ -197,6 +198,7 @@ impl Sandbox {
     pub fn conclude(&self, exit: Exit) -> Result<(), SandboxError> {
         self.change(|record| record.exit = Some(exit))?;
         self.places.keep();
+        step("concluded");
         Ok(self.places.free_memory()?)
     }
 

@@ -3,7 +3,9 @@
 //! It is renamed into place before what it says becomes true: whoever dies in between leaves an intention that the
 //! next process carries out. The first one makes the sandbox: what died before it is wiped by whoever comes next.
 
+use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -16,9 +18,13 @@ use crate::bundle::Bundle;
 use crate::engine::{Exit, Hardware, VmRecord};
 use crate::image::Rootfs;
 use crate::places::RECORD;
+use crate::steps::step;
 
 /// Its version. A reader refuses another one.
 const VERSION: u32 = 2;
+
+/// The next one, until it has its name.
+const NEW: &str = "sandbox.json.new";
 
 /// How often a sandbox goes back to one checkpoint: what ends its machine every time is not helped by it.
 const MOST_TRIES: u32 = 5;
@@ -159,11 +165,15 @@ impl Record {
 
     /// Puts it into a sandbox's runtime folder, in one step.
     pub(super) fn write(&self, runtime: &Path) -> Result<(), SandboxError> {
+        // Only who drives the sandbox writes it, one at a time; what one who died left half-written is overwritten.
+        let new = runtime.join(NEW);
         let write = || {
             let encoded = serde_json::to_vec(self)?;
-            let file = tempfile::NamedTempFile::new_in(runtime)?;
-            file.as_file().write_all(&encoded)?;
-            file.persist(runtime.join(RECORD))?;
+            let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+            file.write_all(&encoded)?;
+            step("record");
+            fs::rename(&new, runtime.join(RECORD))?;
+            step("recorded");
             Ok(())
         };
         write().map_err(SandboxError::io("write sandbox.json"))
@@ -175,7 +185,7 @@ impl Record {
         struct Version {
             version: u32,
         }
-        let bytes = match std::fs::read(runtime.join(RECORD)) {
+        let bytes = match fs::read(runtime.join(RECORD)) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(SandboxError::io("read sandbox.json")(error)),

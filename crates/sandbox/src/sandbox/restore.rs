@@ -18,6 +18,7 @@ use crate::bundle::{Bundle, BundleError, MANIFEST, Manifest, RAM, REGION, SIDECA
 use crate::engine::{Engine, LoadSpec, Qemu, VmConfig};
 use crate::image::Images;
 use crate::places::{PlaceError, Places};
+use crate::steps::step;
 use crate::zeros::{PAGE, is_zero};
 
 /// How to restore a bundle. Made by [`Sandbox::restore`].
@@ -145,9 +146,11 @@ impl Restore {
             ram: open_ram(&self.bundle)?,
             state: self.bundle.file(STATE)?,
         };
+        step("copied");
         tracing::debug!(after = ?started.elapsed(), "copied");
         let vm = Arc::from(engine.load(spec).await?);
         let machine = started.elapsed();
+        step("loaded");
         tracing::debug!(after = ?machine, "loaded");
         let former = lost.map(|lost| lost.record);
         let starting = Starting { vm, places, deadline: self.deadline, started, former };
@@ -267,8 +270,10 @@ impl Loaded {
         // The clock last, just before the guest runs.
         link.give_identity(&identity(link.identity_seq() + 1, self.timeline)?);
         link.lift_quiesce();
+        step("identify");
         tracing::debug!(after = ?starting.started.elapsed(), "attached");
         starting.vm.resume().await?;
+        step("running");
         tracing::debug!(after = ?starting.started.elapsed(), "running");
         starting.answer(link.identity_taken(starting.deadline)).await
     }

@@ -12,6 +12,7 @@ use super::{About, Sandbox, Wanted, carried};
 use crate::SandboxError;
 use crate::bundle::{Bundle, BundleError, Carried, Draft, Manifest, RAM, REGION, SIDECAR, STATE, VERSION};
 use crate::engine::{Capture, CaptureReport, Vm, save_paused};
+use crate::steps::step;
 
 /// The most that a device state needs, in bytes.
 const STATE_ROOM: u64 = 1 << 20;
@@ -84,6 +85,7 @@ impl Quiet {
             Err(unanswered) => return Err(SandboxError::NotQuiet(unanswered, vm.console())),
         };
         link.freeze();
+        step("quiet");
         Ok(quiesced)
     }
 }
@@ -112,6 +114,7 @@ impl Section {
         link.thaw();
         link.lift_quiesce();
         (observer)(Stage::Resumed);
+        step("resumed");
         let (ram, carried) = result?;
         resumed?;
         Ok(Copied { draft, quiesced, ram, carried, stand_still })
@@ -126,10 +129,12 @@ async fn copy_paused(
     observer: &Observer,
 ) -> Result<(CaptureReport, Carried), SandboxError> {
     vm.pause().await?;
+    step("paused");
     observer(Stage::Paused);
     let saved = vm.save(&draft.path(STATE)).await;
     // Asked while everything that fills the place is still there.
     saved.map_err(|error| full(draft).unwrap_or_else(|| error.into()))?;
+    step("saved");
     let copying = blocking(move || capture.finish());
     let carried = copy_link(link, draft);
     // Awaited in any case: whoever removes the draft must be the last to write into it.
@@ -185,6 +190,7 @@ impl Snapshot<'_> {
         let Self { sandbox, place, quiet, observer } = self;
         let draft = sandbox.draft(&place)?;
         let (source, image) = (sandbox.vm.ram()?, draft.path(RAM));
+        step("capture");
         // The bulk of RAM is copied while the guest runs; what it changes meanwhile is corrected later.
         let capture = blocking(move || Capture::begin(source, &image)).await?;
         let section = Section { link: sandbox.link.clone(), vm: sandbox.vm.clone(), draft, capture, quiet, observer };
@@ -213,6 +219,7 @@ impl Snapshot<'_> {
                     (record.wanted, record.stopping, record.snapshot) = (Wanted::Ended, None, None);
                 })?;
                 sandbox.vm.kill().await?;
+                step("stopped");
                 Ok(taken)
             }
             Err(error) => {
@@ -234,10 +241,12 @@ impl Snapshot<'_> {
         sandbox.change(|record| record.stopping = Some(place))?;
         ends.armed.store(true, Ordering::Relaxed);
         sandbox.vm.pause().await?;
+        step("paused");
         observer(Stage::Paused);
         let carried = copy_link(&sandbox.link, &draft)?;
         let saved = save_paused(&*sandbox.vm, &draft.path(STATE), &draft.path(RAM)).await;
         let ram = saved.map_err(|error| full(&draft).unwrap_or_else(|| error.into()))?;
+        step("saved");
         let manifest = sandbox.manifest(quiesced, carried);
         let bundle = blocking(move || draft.complete(manifest)).await?;
         let (total, CaptureReport { copied, corrected, .. }) = (started.elapsed(), ram);
@@ -293,9 +302,7 @@ impl Sandbox {
         if self.record().wanted == Wanted::Paused {
             return Err(SandboxError::Paused(self.name().to_owned()));
         }
-        let draft = Draft::new(place)?;
-        self.change(|record| record.snapshot = Some(draft.path("")))?;
-        Ok(draft)
+        Draft::announced(place, |folder| self.change(|record| record.snapshot = Some(folder.to_path_buf())))
     }
 
     fn manifest(&self, quiesced: bool, carried: Carried) -> Manifest {

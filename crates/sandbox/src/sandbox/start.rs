@@ -11,6 +11,7 @@ use super::{About, Record, Sandbox, Timings, bell};
 use crate::SandboxError;
 use crate::engine::{Exit, Vm};
 use crate::places::Places;
+use crate::steps::step;
 
 /// A machine whose guest is not ready yet. Dropping it ends the machine.
 pub(super) struct Starting {
@@ -52,6 +53,7 @@ impl Starting {
             None => Record::new(self.places.name(), &about, &link, self.vm.record()),
         };
         record.write(self.places.runtime())?;
+        step("ready");
         self.places.settle();
         self.places.end();
         let bell = bell::Reconnecting::start(link.clone(), self.vm.clone());

@@ -1,5 +1,8 @@
 //! Going on with a sandbox whose process has died, or has let go of it.
 
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::Arc;
 
 use throughline::{Link, Region, Sidecar};
@@ -24,14 +27,13 @@ impl Sandbox {
     /// its machine has ended.
     pub async fn take_over(name: &str) -> Result<Self, SandboxError> {
         let places = Places::open(name)?;
-        let mut record = Record::read(places.runtime())?.ok_or_else(|| SandboxError::Unfinished(name.to_owned()))?;
-        if let Some(exit) = record.exit {
+        let read = || Record::read(places.runtime())?.ok_or_else(|| SandboxError::Unfinished(name.to_owned()));
+        if let Some(exit) = read()?.exit {
             return Err(SandboxError::Ended(Box::new(exit)));
         }
-        let current = places.current();
-        let region = Region::open(&current.join("region"))?;
-        // The lease: from here on nobody else drives this sandbox.
-        let sidecar = Sidecar::open(&current.join("sidecar"), &region)?;
+        let (region, sidecar) = lease(&places.current())?;
+        // Whoever held it last may have written since.
+        let mut record = read()?;
         if record.has_stopped() {
             (record.wanted, record.snapshot, record.stopping) = (Wanted::Ended, None, None);
             record.write(places.runtime())?;
@@ -86,5 +88,22 @@ impl Sandbox {
         }
         self.link.lift_quiesce();
         Ok(())
+    }
+}
+
+/// The lease of a sandbox: from here on nobody else drives it.
+fn lease(current: &Path) -> Result<(Region, Sidecar), SandboxError> {
+    let inode = || Ok(fs::metadata(current)?.ino());
+    loop {
+        let before = inode().map_err(SandboxError::io("find the sandbox's memory"))?;
+        let region = Region::open(&current.join("region"));
+        let sidecar = region.map_err(SandboxError::from).and_then(|region| {
+            let sidecar = Sidecar::open(&current.join("sidecar"), &region)?;
+            Ok((region, sidecar))
+        });
+        // Whoever held it may have gone over to another timeline just then; where the lease is had, nobody can.
+        if inode().map_err(SandboxError::io("find the sandbox's memory"))? == before {
+            return sidecar;
+        }
     }
 }

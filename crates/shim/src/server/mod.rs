@@ -12,6 +12,7 @@ use std::time::Duration;
 use throughline_sandbox::bundle::Bundle;
 use throughline_sandbox::engine::{Exit, Hardware};
 use throughline_sandbox::image::{ImageBuilder, Images};
+use throughline_sandbox::steps::step;
 use throughline_sandbox::{Known, Sandbox, SandboxError, sockets};
 use tokio::net::UnixListener;
 use tokio::sync::{Mutex, watch};
@@ -68,6 +69,7 @@ impl Server {
                 sandbox.vanishes_when_it_ends()?;
             }
         }
+        step("listen");
         let listener = listen(sandbox.runtime()).map_err(ShimError::io("listen for clients"))?;
         Ok(Self::of(sandbox, listener))
     }
