@@ -66,8 +66,8 @@ impl Counting {
     fn lost_nothing(&self) {
         printed(["exec", &self.name.0, "--", "sh", "-c", "kill $(pgrep -f 'echo line' | head -1); true"]);
         let output = text(&throughline(["attach", &self.name.0, &self.id]).stdout);
-        let expected: String = (0..output.lines().count()).map(|i| format!("line {i}\n")).collect();
-        assert!(!output.is_empty() && output == expected, "{output}");
+        let expected: Vec<_> = (0..output.lines().count()).map(|i| format!("line {i}")).collect();
+        assert!(!output.is_empty() && output.lines().eq(expected), "{output}");
     }
 
     /// It runs, on one machine, and nothing of what was under way is left.
@@ -116,8 +116,8 @@ fn kill_shim(name: &Name) {
 fn different(noted: &[String]) -> Vec<String> {
     let mut seen = BTreeSet::new();
     let repeated = |step: &String| step.contains(" checked ") || step.contains(" removed ");
-    let fresh = |step: &String| !repeated(step) || seen.insert(step.rsplit_once(' ').unwrap().0.to_owned());
-    noted.iter().cloned().filter(fresh).collect()
+    let mut fresh = |step: &String| !repeated(step) || seen.insert(step.rsplit_once(' ').unwrap().0.to_owned());
+    noted.iter().filter(|step| fresh(step)).cloned().collect()
 }
 
 /// The same step, as a process counts it that has done nothing else.
@@ -129,7 +129,7 @@ fn numbered_anew(step: &str, all: &[String]) -> String {
 }
 
 #[test]
-fn vm_main_path_a_shim_that_dies_at_any_step_of_a_snapshot_leaves_a_whole_sandbox_and_no_half_bundle() {
+fn vm_a_shim_that_dies_at_any_step_of_a_snapshot_leaves_a_whole_sandbox_and_no_half_bundle() {
     let steps = Steps::new();
     let counting = Counting::new(Name::new("abort-snapshot"), &steps, &[]);
     let name = &counting.name.0;
@@ -246,7 +246,7 @@ fn vm_whoever_dies_at_any_step_of_a_fork_leaves_whole_children_or_none() {
 }
 
 #[test]
-fn vm_main_path_a_shim_that_dies_at_any_step_of_going_back_to_a_checkpoint_goes_back_all_the_same() {
+fn vm_a_shim_that_dies_at_any_step_of_going_back_to_a_checkpoint_goes_back_all_the_same() {
     let steps = Steps::new();
     let counting = Counting::new(Name::new("abort-back"), &steps, &["--checkpoint", "1h"]);
     let name = &counting.name.0;
