@@ -25,9 +25,9 @@ impl Write for Bounded {
     }
 }
 
-/// Logs to `shim.log` in a sandbox's folder: this program's messages, and its panics.
-pub fn begin(runtime: &Path) -> io::Result<()> {
-    let log = File::options().create(true).append(true).open(runtime.join("shim.log"))?;
+/// Logs to a file in a sandbox's or pool's folder: this program's messages, and its panics.
+pub fn begin(folder: &Path, name: &str) -> io::Result<()> {
+    let log = File::options().create(true).append(true).open(folder.join(name))?;
     rustix::stdio::dup2_stderr(&log)?;
     let subscriber = tracing_subscriber::fmt().with_ansi(false).with_target(false).with_max_level(tracing::Level::INFO);
     subscriber.with_writer(Mutex::new(Bounded(log))).init();

@@ -3,57 +3,108 @@
 use std::fs::File;
 use std::io::{BufRead, Write};
 
+use serde::de::DeserializeOwned;
 use throughline_sandbox::engine::EngineError;
 use throughline_sandbox::{PlaceError, SandboxError};
 use throughline_shim::ShimError;
 use throughline_shim::api::{Failure, Kind};
-use throughline_shim::server::Server;
-use throughline_shim::start::{Outcome, Start};
+use throughline_shim::pool::Keeper;
+use throughline_shim::server::{self, Server};
+use throughline_shim::start::{Outcome, Program, Start, Take};
 
 use crate::error::CliError;
 
 /// Reads what to do from the standard input, says what came of it, and serves.
 pub async fn run() -> Result<u8, CliError> {
-    let start = tokio::task::spawn_blocking(read).await.map_err(|error| CliError::io("read")(error.into()))??;
-    match Server::begin(start).await {
+    let begun = match read().await? {
+        Some(Start::Wait { bundle, index, trusted }) => match server::wait(&bundle, index, trusted).await {
+            Ok(waiting) => {
+                answer(&Outcome::Waiting)?;
+                // Whoever began it has died, or does not need it.
+                let Some(take) = read::<Take>().await? else { return Ok(0) };
+                Server::take(waiting, take).await
+            }
+            Err(error) => Err(error),
+        },
+        Some(start) => Server::begin(start).await,
+        None => return Err(not_for_people("it reads what to do from its standard input")),
+    };
+    match begun {
         Ok(server) => {
-            crate::log::begin(server.runtime()).map_err(CliError::io("open shim.log"))?;
+            crate::log::begin(server.runtime(), "shim.log").map_err(CliError::io("open shim.log"))?;
             say(&Outcome::Ready { name: server.name().to_owned() })?;
             server.serve().await?;
             Ok(0)
         }
         Err(error) => {
-            let kind = match &error {
-                ShimError::Failure(failure) => failure.kind,
-                ShimError::Sandbox(SandboxError::Ended(_)) => Kind::Ended,
-                ShimError::Sandbox(SandboxError::Engine(EngineError::Processors { .. })) => Kind::Misuse,
-                ShimError::Sandbox(SandboxError::Place(place)) => match place {
-                    PlaceError::Taken(_) | PlaceError::Busy { .. } => Kind::Taken,
-                    PlaceError::Missing(_) => Kind::Missing,
-                    PlaceError::Name(_) => Kind::Misuse,
-                    _ => Kind::Failed,
-                },
-                _ => Kind::Failed,
-            };
-            say(&Outcome::Failed(Failure { kind, message: error.to_string() }))?;
+            say(&Outcome::Failed(Failure { kind: kind(&error), message: error.to_string() }))?;
             Ok(super::OWN_FAILURE)
         }
     }
 }
 
-fn read() -> Result<Start, CliError> {
-    let mut line = String::new();
-    std::io::stdin().lock().read_line(&mut line).map_err(CliError::io("read what to start"))?;
-    serde_json::from_str(&line).map_err(|error| {
-        CliError::Usage(format!("`throughline shim` is started by other commands, not by people: {error}"))
-    })
+/// `throughline keeper`: the process that holds a pool. Started by `pool create`.
+pub async fn keep() -> Result<u8, CliError> {
+    let Some(start) = read().await? else {
+        return Err(not_for_people("it reads what to do from its standard input"));
+    };
+    match Keeper::begin(start, Program::this()).await {
+        Ok(keeper) => {
+            crate::log::begin(keeper.folder(), "keeper.log").map_err(CliError::io("open keeper.log"))?;
+            say(&Outcome::Ready { name: keeper.name().to_owned() })?;
+            keeper.serve().await?;
+            Ok(0)
+        }
+        Err(error) => {
+            say(&Outcome::Failed(Failure { kind: kind(&error), message: error.to_string() }))?;
+            Ok(super::OWN_FAILURE)
+        }
+    }
 }
 
+fn kind(error: &ShimError) -> Kind {
+    match error {
+        ShimError::Failure(failure) => failure.kind,
+        ShimError::Sandbox(SandboxError::Ended(_)) => Kind::Ended,
+        ShimError::Sandbox(SandboxError::Engine(EngineError::Processors { .. })) => Kind::Misuse,
+        ShimError::Sandbox(SandboxError::Place(place)) => match place {
+            PlaceError::Taken(_) | PlaceError::Busy { .. } => Kind::Taken,
+            PlaceError::Missing(_) => Kind::Missing,
+            PlaceError::Name(_) => Kind::Misuse,
+            _ => Kind::Failed,
+        },
+        _ => Kind::Failed,
+    }
+}
+
+/// The next line of the standard input; `None` at its end.
+async fn read<T: DeserializeOwned + Send + 'static>() -> Result<Option<T>, CliError> {
+    let line = || {
+        let mut line = String::new();
+        std::io::stdin().lock().read_line(&mut line).map_err(CliError::io("read what to do"))?;
+        if line.is_empty() {
+            return Ok(None);
+        }
+        serde_json::from_str(&line).map(Some).map_err(|error| not_for_people(&error.to_string()))
+    };
+    tokio::task::spawn_blocking(line).await.map_err(|error| CliError::io("read")(error.into()))?
+}
+
+fn not_for_people(why: &str) -> CliError {
+    CliError::Usage(format!("this is started by other commands, not by people: {why}"))
+}
+
+/// Says the last thing, and lets go of the standard output.
 fn say(outcome: &Outcome) -> Result<(), CliError> {
+    answer(outcome)?;
+    let quiet = File::options().write(true).open("/dev/null").map_err(CliError::io("open /dev/null"))?;
+    rustix::stdio::dup2_stdout(&quiet).map_err(|error| CliError::io("let go of the standard output")(error.into()))
+}
+
+fn answer(outcome: &Outcome) -> Result<(), CliError> {
     let text = serde_json::to_string(outcome).map_err(|error| CliError::io("answer")(error.into()))?;
     let mut stdout = std::io::stdout();
     // Whoever asked may have gone; the sandbox is there all the same.
     let _ = writeln!(stdout, "{text}").and_then(|()| stdout.flush());
-    let quiet = File::options().write(true).open("/dev/null").map_err(CliError::io("open /dev/null"))?;
-    rustix::stdio::dup2_stdout(&quiet).map_err(|error| CliError::io("let go of the standard output")(error.into()))
+    Ok(())
 }

@@ -33,7 +33,7 @@ pub mod zygote;
 pub use command::{Child, ChildEvent, ChildEvents, ChildInput, Command, Output};
 pub use error::SandboxError;
 pub use known::{Known, State};
-pub use places::PlaceError;
+pub use places::{PlaceError, check_name, runtime};
 pub use pool::Pool;
 pub use sandbox::{
     Checkpoint, Checkpoints, Record, Restore, Sandbox, SandboxBuilder, Snapshot, SnapshotReport, Stage, Timings,

@@ -299,7 +299,11 @@ impl Drop for Places {
     }
 }
 
-fn check_name(name: &str) -> Result<(), PlaceError> {
+/// Whether this may be a name.
+///
+/// # Errors
+/// It may not ([`PlaceError::Name`]).
+pub fn check_name(name: &str) -> Result<(), PlaceError> {
     if is_name(name) { Ok(()) } else { Err(PlaceError::Name(name.to_owned())) }
 }
 
@@ -323,8 +327,11 @@ fn runtime_folder(uid: u32) -> Result<PathBuf, PlaceError> {
     private(&std::env::temp_dir(), &format!("throughline-{uid}"))
 }
 
-/// Where this user's sandboxes keep sockets and logs; made if it is not there.
-pub(crate) fn runtime() -> Result<PathBuf, PlaceError> {
+/// Where this user's sandboxes keep sockets and logs, each in a folder of its name; made if it is not there.
+///
+/// # Errors
+/// It cannot be made, or somebody else made it.
+pub fn runtime() -> Result<PathBuf, PlaceError> {
     runtime_folder(rustix::process::getuid().as_raw())
 }
 

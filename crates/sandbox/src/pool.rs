@@ -39,7 +39,7 @@ impl Zygote {
             // With the zygote, which must not go before the child is loaded.
             async move { zygote.spawn().rehearse(rehearse).wait().await }
         };
-        Pool { stock: Stock::new(size, make, |waiting| waiting.machine().is_running()) }
+        Pool { stock: Stock::new(size, Vec::new(), make, |waiting| waiting.machine().is_running()) }
     }
 }
 

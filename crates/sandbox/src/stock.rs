@@ -32,8 +32,9 @@ impl<T, E> Drop for Stock<T, E> {
 }
 
 impl<T: Send + 'static, E: std::fmt::Display + Send + 'static> Stock<T, E> {
-    /// Keeps `size` things. `make` makes one; one that is not `good` any more is thrown away. To be called within a runtime of tokio.
-    pub fn new<F>(size: usize, make: impl Fn() -> F + Send + 'static, good: fn(&T) -> bool) -> Self
+    /// Keeps `size` things, of which the `first` are there. `make` makes one; one that is not `good` any more is thrown
+    /// away. To be called within a runtime of tokio.
+    pub fn new<F>(size: usize, first: Vec<T>, make: impl Fn() -> F + Send + 'static, good: fn(&T) -> bool) -> Self
     where
         F: Future<Output = Result<T, E>> + Send + 'static,
     {
@@ -43,7 +44,7 @@ impl<T: Send + 'static, E: std::fmt::Display + Send + 'static> Stock<T, E> {
             size,
             make: Box::new(move || Box::pin(make())),
             good,
-            things: VecDeque::new(),
+            things: first.into(),
             takers: VecDeque::new(),
             making: JoinSet::new(),
             rest: None,
@@ -179,7 +180,7 @@ mod tests {
                 Ok(number)
             }
         };
-        let stock = Stock::new(1, produce, |number| *number != 1);
+        let stock = Stock::new(1, Vec::new(), produce, |number| *number != 1);
         assert_eq!(stock.take().await, Ok(0));
         assert_eq!(stock.take().await, Ok(2), "one that is not good is not handed over");
         let (fourth, ()) = tokio::join!(biased; stock.take(), async { release.notify_one() });
@@ -199,7 +200,8 @@ mod tests {
     async fn what_waits_ends_with_the_stock() {
         let thing = Arc::new(());
         let kept = thing.clone();
-        let stock = Stock::new(3, move || std::future::ready(Ok::<_, String>(kept.clone())), |_| true);
+        let stock =
+            Stock::new(3, vec![Arc::new(())], move || std::future::ready(Ok::<_, String>(kept.clone())), |_| true);
         stock.filled(3).await;
         drop(stock);
         while Arc::strong_count(&thing) > 1 {

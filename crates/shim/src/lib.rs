@@ -12,6 +12,7 @@
 //! | [`server`] | the shim |
 //! | [`client`] | [`Remote`](client::Remote): a sandbox through its shim, which starts a new one when the old one dies |
 //! | [`start`] | starting a shim |
+//! | [`pool`] | pools of children in waiting, and their keepers |
 //!
 //! A shim may be killed at any moment. Its successor finds the guest's channels in the sandbox's region, the clients'
 //! in theirs, and by the positions in both how far its predecessor came ([`throughline::Relay`]): nothing is lost,
@@ -21,6 +22,7 @@ pub mod api;
 pub mod client;
 mod error;
 pub mod line;
+pub mod pool;
 pub mod server;
 pub mod start;
 

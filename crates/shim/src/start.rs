@@ -2,12 +2,14 @@
 
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use throughline_sandbox::engine::Hardware;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-use tokio::process::{ChildStdout, Command};
+use tokio::process::{ChildStdin, ChildStdout, Command};
 use tokio::time::timeout;
 
 use crate::ShimError;
@@ -63,11 +65,31 @@ pub enum Start {
         #[serde(flatten)]
         keeping: Keeping,
     },
+    /// Loads a child of a zygote, and waits with it, paused, for a second line: a [`Take`]. Its end without one, or
+    /// that of the process that began it, ends the child.
+    Wait {
+        /// The zygote's bundle.
+        bundle: PathBuf,
+        /// Which of its children it is.
+        index: u64,
+        /// Whether the bundle was written by this host a moment ago.
+        trusted: bool,
+    },
     /// Goes on with one whose shim has died.
     TakeOver {
         /// The name.
         name: String,
     },
+}
+
+/// What makes a sandbox of a child in waiting: the second line that its shim reads.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Take {
+    /// The name; a random one without.
+    pub name: Option<String>,
+    /// What is done with it.
+    #[serde(flatten)]
+    pub keeping: Keeping,
 }
 
 /// What a shim says on its standard output, as a line of JSON.
@@ -79,6 +101,8 @@ pub enum Outcome {
         /// Its name.
         name: String,
     },
+    /// A child waits to be taken.
+    Waiting,
     /// It is not, and the shim has ended.
     Failed(Failure),
 }
@@ -105,38 +129,99 @@ impl Program {
             .map_or_else(|_| Self::installed(), |path| Self { path, arguments: vec!["shim".to_owned()] })
     }
 
+    /// The same program as the keeper of a pool.
+    pub(crate) fn keeper(&self) -> Self {
+        Self { path: self.path.clone(), arguments: vec!["keeper".to_owned()] }
+    }
+
     /// Starts a shim, and waits until its sandbox is ready; its name. The shim outlives this process.
     pub async fn start(&self, start: &Start) -> Result<String, ShimError> {
-        let failed = |source| ShimError::Start { program: self.path.clone(), source };
+        self.begin(start).await
+    }
+
+    /// Starts a shim that waits, with a child of a zygote, to be taken.
+    pub async fn wait(&self, start: &Start) -> Result<InWaiting, ShimError> {
+        let mut shim = self.spawn()?;
+        match shim.ask(start).await? {
+            Outcome::Waiting => Ok(shim),
+            Outcome::Failed(failure) => Err(failure.into()),
+            Outcome::Ready { name } => Err(ShimError::Nonsense(name)),
+        }
+    }
+
+    pub(crate) async fn begin(&self, start: &impl Serialize) -> Result<String, ShimError> {
+        self.spawn()?.ask(start).await?.ready()
+    }
+
+    fn spawn(&self) -> Result<InWaiting, ShimError> {
         let mut command = Command::new(&self.path);
         command.args(&self.arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
         command.current_dir("/");
         // A group of its own: what a terminal sends to this one does not concern it.
         command.process_group(0);
+        let failed = |source| ShimError::Start { program: self.path.clone(), source };
         let mut child = command.spawn().map_err(failed)?;
-        let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
+        let (stdin, stdout) = (child.stdin.take(), child.stdout.take().map(BufReader::new));
+        let ended = Arc::new(AtomicBool::new(false));
+        let tell = ended.clone();
         // Whoever starts it outlives it or not; in the first case it must not stay a zombie.
-        tokio::spawn(async move { child.wait().await });
+        tokio::spawn(async move {
+            let _ = child.wait().await;
+            tell.store(true, Ordering::Relaxed);
+        });
+        Ok(InWaiting { program: self.path.clone(), stdin, stdout, ended })
+    }
+}
+
+/// A shim that waits, with a child of a zygote, to be taken. It ends when this is dropped.
+#[derive(Debug)]
+pub struct InWaiting {
+    program: PathBuf,
+    stdin: Option<ChildStdin>,
+    stdout: Option<BufReader<ChildStdout>>,
+    ended: Arc<AtomicBool>,
+}
+
+impl InWaiting {
+    /// Whether it still waits.
+    pub fn waits(&self) -> bool {
+        !self.ended.load(Ordering::Relaxed)
+    }
+
+    /// Makes a sandbox of its child, and waits until that is ready; its name. It outlives this process.
+    pub async fn take(mut self, take: &Take) -> Result<String, ShimError> {
+        self.ask(take).await?.ready()
+    }
+
+    /// Says a line, and waits for the answer.
+    async fn ask(&mut self, question: &impl Serialize) -> Result<Outcome, ShimError> {
+        let failed = |source| ShimError::Start { program: self.program.clone(), source };
         let told = async {
-            if let Some(mut stdin) = stdin {
-                let mut line = serde_json::to_vec(start)?;
+            if let Some(stdin) = &mut self.stdin {
+                let mut line = serde_json::to_vec(question)?;
                 line.push(b'\n');
                 stdin.write_all(&line).await?;
             }
-            outcome(stdout).await
+            outcome(self.stdout.as_mut()).await
         };
-        let outcome = timeout(DEADLINE, told).await.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()));
-        match outcome.map_err(failed)? {
-            Outcome::Ready { name } => Ok(name),
-            Outcome::Failed(failure) => Err(failure.into()),
+        timeout(DEADLINE, told).await.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into())).map_err(failed)
+    }
+}
+
+impl Outcome {
+    fn ready(self) -> Result<String, ShimError> {
+        match self {
+            Self::Ready { name } => Ok(name),
+            Self::Failed(failure) => Err(failure.into()),
+            Self::Waiting => Err(ShimError::Nonsense("in waiting".to_owned())),
         }
     }
 }
 
-async fn outcome(stdout: Option<ChildStdout>) -> std::io::Result<Outcome> {
+async fn outcome(stdout: Option<&mut BufReader<ChildStdout>>) -> std::io::Result<Outcome> {
     let mut line = String::new();
     if let Some(stdout) = stdout {
-        BufReader::new(stdout).read_line(&mut line).await?;
+        stdout.read_line(&mut line).await?;
     }
     if line.is_empty() {
         let message = "it ended without a word; its log is shim.log in the sandbox's folder".to_owned();

@@ -13,14 +13,14 @@ use throughline_sandbox::bundle::Bundle;
 use throughline_sandbox::engine::{Exit, Hardware};
 use throughline_sandbox::image::{ImageBuilder, Images};
 use throughline_sandbox::steps::step;
-use throughline_sandbox::{Known, Sandbox, SandboxError, sockets};
+use throughline_sandbox::{Known, Sandbox, SandboxError, Waiting, sockets};
 use tokio::net::UnixListener;
 use tokio::sync::{Mutex, watch};
 use tokio::task::JoinSet;
 
 use crate::ShimError;
 use crate::api::SOCKET;
-use crate::start::{Keeping, Start};
+use crate::start::{Keeping, Start, Take};
 
 /// Clients at one time. More wait for their turn.
 const MOST_CLIENTS: usize = 256;
@@ -61,8 +61,18 @@ impl Server {
                 let bundle = Bundle::open(&bundle).map_err(SandboxError::from)?;
                 (Sandbox::restore(bundle).forked(index).trusted().name(name).start().await?, Some(keeping))
             }
+            Start::Wait { .. } => return Err(ShimError::Nonsense("in waiting".to_owned())),
             Start::TakeOver { name } => (Sandbox::take_over(&name).await?, None),
         };
+        Self::keep(sandbox, keeping)
+    }
+
+    /// Makes a sandbox of a child in waiting, and listens.
+    pub async fn take(waiting: Waiting, take: Take) -> Result<Self, ShimError> {
+        Self::keep(waiting.take(take.name.as_deref()).await?, Some(take.keeping))
+    }
+
+    fn keep(sandbox: Sandbox, keeping: Option<Keeping>) -> Result<Self, ShimError> {
         if let Some(Keeping { rm, checkpoint_ms }) = keeping {
             sandbox.checkpoint_every(checkpoint_ms.map(Duration::from_millis))?;
             if rm {
@@ -150,6 +160,12 @@ impl Server {
 async fn told(sessions: &mut JoinSet<()>) {
     let ended = async { while sessions.join_next().await.is_some() {} };
     let _ = tokio::time::timeout(session::LAST_READS, ended).await;
+}
+
+/// A child of a zygote, loaded and paused.
+pub async fn wait(bundle: &Path, index: u64, trusted: bool) -> Result<Waiting, ShimError> {
+    let child = Sandbox::restore(Bundle::open(bundle).map_err(SandboxError::from)?).forked(index);
+    Ok(if trusted { child.trusted() } else { child }.wait().await?)
 }
 
 async fn create(name: Option<String>, image: &str, hardware: Hardware) -> Result<Sandbox, ShimError> {

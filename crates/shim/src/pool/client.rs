@@ -1,0 +1,132 @@
+//! Calls to keepers.
+
+use std::time::Duration;
+
+use throughline_sandbox::sockets;
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+
+use super::{Answer, Call, Create, Reply, Request, SOCKET, Source, VERSION, folder};
+use crate::ShimError;
+use crate::api::{Failure, Kind};
+use crate::line;
+use crate::start::{Keeping, Program};
+
+/// How long a keeper may take for an answer. A child may have to be loaded first.
+const DEADLINE: Duration = Duration::from_mins(3);
+
+/// How a pool stands.
+#[derive(Clone, Debug)]
+pub struct Standing {
+    /// Its name.
+    pub name: String,
+    /// Its keeper's process.
+    pub pid: u32,
+    /// What its children are children of.
+    pub source: Source,
+    /// How many are to wait.
+    pub size: usize,
+    /// How many do.
+    pub waiting: usize,
+}
+
+/// Starts the keeper of a new pool, and waits until its first child waits. It outlives this process.
+///
+/// # Errors
+/// The name is no name, or not free; there is no such source, or no child of it can be loaded.
+pub async fn create(create: &Create, program: &Program) -> Result<(), ShimError> {
+    folder::path(&create.pool)?;
+    program.keeper().begin(create).await.map(|_| ())
+}
+
+/// Takes a child; its name as a sandbox.
+///
+/// # Errors
+/// There is no such pool; the name is not free; the child did not wake up.
+pub async fn take(pool: &str, name: Option<String>, keeping: Keeping) -> Result<String, ShimError> {
+    match ask(pool, Call::Take { name, keeping }).await? {
+        (_, Answer::Taken { name }) => Ok(name),
+        _ => Err(nonsense(pool)),
+    }
+}
+
+/// All pools, in the order of their names. What dead keepers left is removed meanwhile.
+///
+/// # Errors
+/// They cannot be listed.
+pub async fn list() -> Result<Vec<Standing>, ShimError> {
+    remove_dead()?;
+    let mut pools = Vec::new();
+    for name in folder::names()? {
+        match ask(&name, Call::State).await {
+            Ok((pid, Answer::State { source, size, waiting })) => {
+                pools.push(Standing { name, pid, source, size, waiting });
+            }
+            Ok(_) => return Err(nonsense(&name)),
+            // It is being made, or removed.
+            Err(error) => tracing::debug!(name, %error, "not listed"),
+        }
+    }
+    Ok(pools)
+}
+
+/// Ends a pool: what waits ends, what was taken goes on.
+///
+/// # Errors
+/// There is no such pool.
+pub async fn remove(pool: &str) -> Result<(), ShimError> {
+    if folder::remove_dead(pool)? {
+        return Ok(());
+    }
+    ask(pool, Call::Remove).await.map(|_| ())
+}
+
+/// Removes what dead keepers left; the names of their pools.
+///
+/// # Errors
+/// It cannot be removed.
+pub fn remove_dead() -> Result<Vec<String>, ShimError> {
+    let mut removed = folder::names()?;
+    let dead: Result<Vec<bool>, _> = removed.iter().map(|name| folder::remove_dead(name)).collect();
+    let mut dead = dead?.into_iter();
+    removed.retain(|_| dead.next().unwrap_or(false));
+    Ok(removed)
+}
+
+/// Asks the keeper of a pool something: its process, and its answer.
+///
+/// # Errors
+/// There is no such pool; its keeper is of another version, refuses, fails, or does not answer in time.
+pub async fn ask(pool: &str, call: Call) -> Result<(u32, Answer), ShimError> {
+    let missing = || Failure { kind: Kind::Missing, message: format!("there is no pool named {pool:?}") };
+    let socket = sockets::connect(&folder::path(pool)?, SOCKET).map_err(|_| missing())?;
+    let io = |error| ShimError::io("talk to the pool's keeper")(error);
+    socket.set_nonblocking(true).map_err(io)?;
+    let (mut incoming, outgoing) = line::split(UnixStream::from_std(socket).map_err(io)?);
+    let mut answer = async |number, call| -> Result<Answer, ShimError> {
+        outgoing.send(&Request { number, call }).await.map_err(io)?;
+        match incoming.line::<Reply>().await.map_err(io)? {
+            Some(Reply::Answer(_, answer)) => Ok(answer),
+            Some(Reply::Failure(_, failure)) => Err(failure.into()),
+            None => Err(missing().into()),
+        }
+    };
+    let asked = async {
+        match answer(0, Call::Hello { api: VERSION }).await? {
+            Answer::Hello { api: VERSION, pid, .. } => Ok((pid, answer(1, call).await?)),
+            Answer::Hello { api, pid, release } => {
+                let message = format!(
+                    "the keeper of pool {pool:?} (process {pid}, release {release}) speaks version {api} of its interface, and this program speaks {VERSION}; `kill {pid}` ends the pool, and what was taken goes on"
+                );
+                Err(Failure { kind: Kind::Version, message }.into())
+            }
+            _ => Err(nonsense(pool)),
+        }
+    };
+    timeout(DEADLINE, asked).await.unwrap_or_else(|_| Err(io(std::io::ErrorKind::TimedOut.into())))
+}
+
+fn nonsense(pool: &str) -> ShimError {
+    let message = format!("the keeper of pool {pool:?} answered another question; it is of another build: end it");
+    Failure { kind: Kind::Failed, message }.into()
+}

@@ -1,0 +1,102 @@
+//! The folder of a pool: its socket and log, and the lock that says that its keeper lives.
+
+use std::fs::{self, DirBuilder, File, TryLockError};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use throughline_sandbox::{SandboxError, check_name, runtime};
+
+use crate::ShimError;
+use crate::api::{Failure, Kind};
+
+/// Where all pools lie, among the sandboxes' folders: no name of a sandbox.
+const ALL: &str = "+pools";
+const LOCK: &str = "lock";
+
+/// A pool's folder, locked. Dropping it removes it.
+#[derive(Debug)]
+pub(super) struct Folder {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl Folder {
+    /// The folder of a new pool. What a dead keeper left under the name is removed.
+    pub(super) fn claim(name: &str) -> Result<Self, ShimError> {
+        let path = path(name)?;
+        DirBuilder::new()
+            .mode(0o700)
+            .recursive(true)
+            .create(&path)
+            .map_err(ShimError::io("create the pool's folder"))?;
+        let lock = lock(&path).map_err(ShimError::io("lock the pool's folder"))?;
+        let taken = || Failure { kind: Kind::Taken, message: format!("a pool named {name:?} exists already") };
+        Ok(Self { path, _lock: lock.ok_or_else(taken)? })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.path) {
+            tracing::warn!(folder = %self.path.display(), %error, "a pool's folder was left behind");
+        }
+        // The last one leaves nothing.
+        if let Some(all) = self.path.parent() {
+            let _ = fs::remove_dir(all);
+        }
+    }
+}
+
+/// Where a pool's folder is.
+pub(super) fn path(name: &str) -> Result<PathBuf, ShimError> {
+    check_name(name).map_err(SandboxError::from)?;
+    Ok(runtime().map_err(SandboxError::from)?.join(ALL).join(name))
+}
+
+/// The names of all pools, dead ones too. Sorted.
+pub(super) fn names() -> Result<Vec<String>, ShimError> {
+    let all = runtime().map_err(SandboxError::from)?.join(ALL);
+    let entries = match fs::read_dir(all) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(ShimError::io("list the pools")(error)),
+    };
+    let mut names: Vec<_> = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
+    names.retain(|name| check_name(name).is_ok());
+    names.sort();
+    Ok(names)
+}
+
+/// Removes the folder of a pool whose keeper has died; whether it was such a one.
+pub(super) fn remove_dead(name: &str) -> Result<bool, ShimError> {
+    let path = path(name)?;
+    match lock(&path) {
+        Ok(Some(lock)) => {
+            drop(Folder { path, _lock: lock });
+            Ok(true)
+        }
+        Ok(None) => Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(ShimError::io("look at the pool's folder")(error)),
+    }
+}
+
+/// Its lock, unless a living keeper has it. It is in its place: whoever removes a folder has the lock.
+fn lock(folder: &Path) -> io::Result<Option<File>> {
+    use std::os::unix::fs::MetadataExt;
+    let path = folder.join(LOCK);
+    let file = File::options().create(true).truncate(false).write(true).open(&path)?;
+    match file.try_lock() {
+        Ok(()) => {
+            let (here, there) = (file.metadata()?, fs::metadata(&path)?);
+            Ok(((here.dev(), here.ino()) == (there.dev(), there.ino())).then_some(file))
+        }
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}

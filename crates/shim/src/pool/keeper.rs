@@ -1,0 +1,161 @@
+//! The keeper: one process, one pool, any number of callers.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use throughline_sandbox::sockets;
+use throughline_sandbox::stock::Stock;
+use throughline_sandbox::zygote::Place;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+
+use super::folder::Folder;
+use super::{Answer, Call, Create, Reply, Request, SOCKET, Source, VERSION};
+use crate::ShimError;
+use crate::api::{Failure, Kind};
+use crate::client::Remote;
+use crate::line;
+use crate::start::{InWaiting, Program, Start, Take};
+
+/// Callers at one time. More wait for their turn.
+const MOST_CALLERS: usize = 64;
+
+/// A pool whose first child waits, and the socket on which its callers are awaited.
+#[derive(Debug)]
+pub struct Keeper {
+    shared: Arc<Shared>,
+    listener: UnixListener,
+}
+
+#[derive(Debug)]
+struct Shared {
+    create: Create,
+    // The order of the fields is the order of the ends: children, zygote, folder.
+    stock: Stock<InWaiting, ShimError>,
+    _zygote: Option<Place>,
+    folder: Folder,
+    /// Somebody removes the pool.
+    removed: Notify,
+}
+
+impl Keeper {
+    /// Makes the zygote, loads the first child, and listens. Of two keepers of one name, one gets it.
+    pub async fn begin(create: Create, program: Program) -> Result<Self, ShimError> {
+        let folder = Folder::claim(&create.pool)?;
+        let (bundle, zygote) = match &create.source {
+            Source::Sandbox(name) => {
+                let place = Place::new()?;
+                Remote::connect(name, program.clone()).await?.snapshot(place.bundle(), false, false).await?;
+                (place.bundle(), Some(place))
+            }
+            Source::Snapshot(bundle) => (bundle.clone(), None),
+        };
+        let make = maker(program, bundle, zygote.is_some());
+        let first = make().await?;
+        let stock = Stock::new(create.size, vec![first], make, InWaiting::waits);
+        let listener = sockets::listen(folder.path(), SOCKET).and_then(|listener| {
+            listener.set_nonblocking(true)?;
+            UnixListener::from_std(listener)
+        });
+        let listener = listener.map_err(ShimError::io("listen for callers"))?;
+        let shared = Shared { create, stock, _zygote: zygote, folder, removed: Notify::new() };
+        Ok(Self { shared: Arc::new(shared), listener })
+    }
+
+    /// The pool's name.
+    pub fn name(&self) -> &str {
+        &self.shared.create.pool
+    }
+
+    /// The folder of its log.
+    pub fn folder(&self) -> &Path {
+        self.shared.folder.path()
+    }
+
+    /// Serves until the pool is removed.
+    pub async fn serve(self) -> Result<(), ShimError> {
+        let mut callers = JoinSet::new();
+        loop {
+            tokio::select! {
+                biased;
+                () = self.shared.removed.notified() => return Ok(()),
+                accepted = self.listener.accept(), if callers.len() < MOST_CALLERS => match accepted {
+                    Ok((socket, _)) => {
+                        callers.spawn(serve(self.shared.clone(), socket));
+                    }
+                    Err(error) => tracing::warn!(%error, "a caller was not accepted"),
+                },
+                Some(_) = callers.join_next() => {}
+            }
+        }
+    }
+}
+
+/// Starts shims with the next child of a bundle each.
+fn maker(
+    program: Program,
+    bundle: PathBuf,
+    trusted: bool,
+) -> impl Fn() -> std::pin::Pin<Box<dyn Future<Output = Result<InWaiting, ShimError>> + Send>> + Send + 'static {
+    let children = AtomicU64::new(1);
+    move || {
+        let index = children.fetch_add(1, Ordering::Relaxed);
+        let (program, start) = (program.clone(), Start::Wait { bundle: bundle.clone(), index, trusted });
+        Box::pin(async move { program.wait(&start).await })
+    }
+}
+
+/// One caller, one call after the other.
+async fn serve(shared: Arc<Shared>, socket: UnixStream) {
+    let (mut incoming, outgoing) = line::split(socket);
+    loop {
+        let line = match incoming.line::<serde_json::Value>().await {
+            Ok(Some(line)) => line,
+            Ok(None) => return,
+            Err(error) => return tracing::warn!(%error, "a caller speaks nonsense"),
+        };
+        let number = line.get("number").and_then(serde_json::Value::as_u64).unwrap_or(0);
+        let (answer, last) = match serde_json::from_value::<Request>(line) {
+            Ok(request) => (shared.answer(&request.call).await, matches!(request.call, Call::Remove)),
+            Err(error) => {
+                let message = format!("version {VERSION} of a keeper's interface has no such call: {error}");
+                (Err(Failure { kind: Kind::Version, message }.into()), false)
+            }
+        };
+        let reply = match answer {
+            Ok(answer) => Reply::Answer(number, answer),
+            Err(ShimError::Failure(failure)) => Reply::Failure(number, failure),
+            Err(error) => Reply::Failure(number, Failure { kind: Kind::Failed, message: error.to_string() }),
+        };
+        let told = outgoing.send(&reply).await;
+        if last {
+            shared.removed.notify_one();
+        }
+        if let Err(error) = told {
+            return tracing::debug!(%error, "a caller has gone without its answer");
+        }
+    }
+}
+
+impl Shared {
+    async fn answer(&self, call: &Call) -> Result<Answer, ShimError> {
+        Ok(match call {
+            // Whoever speaks another version decides what to do.
+            Call::Hello { .. } => {
+                Answer::Hello { api: VERSION, pid: std::process::id(), release: env!("CARGO_PKG_VERSION").to_owned() }
+            }
+            Call::Take { name, keeping } => {
+                let waiting = self.stock.take().await?;
+                Answer::Taken { name: waiting.take(&Take { name: name.clone(), keeping: keeping.clone() }).await? }
+            }
+            Call::State => Answer::State {
+                source: self.create.source.clone(),
+                size: self.create.size,
+                waiting: self.stock.waiting(),
+            },
+            Call::Remove => Answer::Done,
+        })
+    }
+}
