@@ -1,11 +1,15 @@
 //! The command line.
 
+mod pool;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use throughline_sandbox::engine::{Hardware, Net};
 use throughline_shim::start::Keeping;
+
+pub use pool::PoolVerb;
 
 /// Sandboxes on microVMs, whose connections survive snapshot, restore, and the death of either process.
 #[derive(Debug, Parser)]
@@ -105,6 +109,9 @@ pub enum Verb {
     },
     /// Spawn children of a sandbox, all of this moment; it goes on, and so does each of them
     Fork(Fork),
+    /// Warm pools: children that wait, loaded and paused, to be taken
+    #[command(subcommand)]
+    Pool(PoolVerb),
     /// Snapshots
     #[command(subcommand)]
     Snapshot(SnapshotVerb),
@@ -126,6 +133,9 @@ pub enum Verb {
     /// Hold a sandbox: started by the others
     #[command(hide = true)]
     Shim,
+    /// Hold a pool: started by `pool create`
+    #[command(hide = true)]
+    Keeper,
 }
 
 /// What a new sandbox is to be.

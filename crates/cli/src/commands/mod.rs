@@ -7,6 +7,7 @@ mod fork;
 mod image;
 mod list;
 mod logs;
+mod pool;
 mod remove;
 mod snapshot;
 
@@ -50,6 +51,7 @@ pub async fn run(arguments: Arguments) -> Result<u8, CliError> {
         Verb::Rm { names, force } => remove::sandboxes(&names, force, json).await,
         Verb::Prune => remove::prune(json),
         Verb::Fork(fork) => fork::run(fork, json).await,
+        Verb::Pool(verb) => pool::run(verb, json).await,
         Verb::Snapshot(verb) => snapshot::run(verb, json).await,
         Verb::Image(verb) => image::run(verb, json).await,
         Verb::Doctor => Ok(doctor::examine(json).await),
@@ -64,6 +66,7 @@ pub async fn run(arguments: Arguments) -> Result<u8, CliError> {
             Ok(0)
         }
         Verb::Shim => crate::shim::run().await,
+        Verb::Keeper => crate::shim::keep().await,
     }
 }
 

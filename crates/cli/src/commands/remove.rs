@@ -45,6 +45,7 @@ pub fn prune(json: bool) -> Result<u8, CliError> {
         Known::remove(&known.name)?;
         removed.push(known.name);
     }
+    removed.extend(throughline_shim::pool::remove_dead()?);
     if json {
         output::json(&json!({ "removed": removed }));
     } else {

@@ -8,6 +8,7 @@ mod doctor;
 mod examples;
 mod forks;
 mod kills;
+mod pools;
 mod schema;
 mod support;
 mod terminals;

@@ -64,18 +64,18 @@ impl Server {
             Start::Wait { .. } => return Err(ShimError::Nonsense("in waiting".to_owned())),
             Start::TakeOver { name } => (Sandbox::take_over(&name).await?, None),
         };
-        Self::keep(sandbox, keeping)
+        Self::keep(sandbox, keeping.as_ref())
     }
 
     /// Makes a sandbox of a child in waiting, and listens.
     pub async fn take(waiting: Waiting, take: Take) -> Result<Self, ShimError> {
-        Self::keep(waiting.take(take.name.as_deref()).await?, Some(take.keeping))
+        Self::keep(waiting.take(take.name.as_deref()).await?, Some(&take.keeping))
     }
 
-    fn keep(sandbox: Sandbox, keeping: Option<Keeping>) -> Result<Self, ShimError> {
+    fn keep(sandbox: Sandbox, keeping: Option<&Keeping>) -> Result<Self, ShimError> {
         if let Some(Keeping { rm, checkpoint_ms }) = keeping {
             sandbox.checkpoint_every(checkpoint_ms.map(Duration::from_millis))?;
-            if rm {
+            if *rm {
                 sandbox.vanishes_when_it_ends()?;
             }
         }

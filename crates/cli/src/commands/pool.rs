@@ -1,0 +1,119 @@
+//! `pool`: children that wait to be taken.
+
+use std::time::Instant;
+
+use serde::Serialize;
+use throughline_sandbox::{Known, PlaceError, SandboxError};
+use throughline_shim::pool::{self, Create, Source, Standing};
+use throughline_shim::start::Program;
+
+use super::{remove, snapshot_place};
+use crate::OWN_FAILURE;
+use crate::arguments::PoolVerb;
+use crate::error::CliError;
+use crate::output;
+
+/// What became of the child that was to be taken.
+#[derive(Serialize)]
+struct Taken {
+    /// `None` if none was given, and none taken.
+    name: Option<String>,
+    ok: bool,
+    error: Option<String>,
+    /// Milliseconds until it was ready, or had failed.
+    ms: u64,
+}
+
+/// A pool, for programs.
+#[derive(Serialize)]
+struct Row {
+    name: String,
+    /// What its children are children of: a sandbox's name, or a snapshot's folder.
+    source: String,
+    size: usize,
+    waiting: usize,
+    /// The keeper's process.
+    pid: u32,
+}
+
+/// Does it. The exit code.
+pub async fn run(verb: PoolVerb, json: bool) -> Result<u8, CliError> {
+    match verb {
+        PoolVerb::Create { source, pool, count } => {
+            let size = usize::try_from(count).unwrap_or(usize::MAX);
+            let create = Create { pool, source: find(&source)?, size };
+            pool::create(&create, &Program::this()).await?;
+            if json {
+                output::json(&serde_json::json!({ "name": create.pool }));
+            } else {
+                output::line(&create.pool);
+            }
+            Ok(0)
+        }
+        PoolVerb::Take { pool, child, keep } => {
+            let started = Instant::now();
+            let result = pool::take(&pool, child.clone(), keep.keeping()).await;
+            take(started, child, result, json)
+        }
+        PoolVerb::Ls => {
+            list(pool::list().await?, json);
+            Ok(0)
+        }
+        PoolVerb::Rm { pools } => {
+            for name in pools {
+                pool::remove(&name).await?;
+                remove::removed(&name, json);
+            }
+            Ok(0)
+        }
+    }
+}
+
+/// A sandbox of the name, else a snapshot.
+fn find(source: &str) -> Result<Source, CliError> {
+    match Known::find(source) {
+        Ok(_) => Ok(Source::Sandbox(source.to_owned())),
+        Err(SandboxError::Place(missing @ (PlaceError::Missing(_) | PlaceError::Name(_)))) => {
+            let place = snapshot_place(source)?;
+            if place.exists() { Ok(Source::Snapshot(place)) } else { Err(SandboxError::from(missing).into()) }
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn take(
+    started: Instant,
+    child: Option<String>,
+    result: Result<String, throughline_shim::ShimError>,
+    json: bool,
+) -> Result<u8, CliError> {
+    let ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+    match result {
+        Ok(name) if json => output::json(&Taken { name: Some(name), ok: true, error: None, ms }),
+        Ok(name) => output::line(&name),
+        Err(error) if json => {
+            output::json(&Taken { name: child, ok: false, error: Some(error.to_string()), ms });
+            return Ok(OWN_FAILURE);
+        }
+        Err(error) => return Err(error.into()),
+    }
+    Ok(0)
+}
+
+fn list(pools: Vec<Standing>, json: bool) {
+    let rows = pools.into_iter().map(|Standing { name, pid, source, size, waiting }| {
+        let source = match source {
+            Source::Sandbox(name) => name,
+            Source::Snapshot(place) => place.display().to_string(),
+        };
+        Row { name, source, size, waiting, pid }
+    });
+    let rows: Vec<_> = rows.collect();
+    if json {
+        return output::json(&rows);
+    }
+    let cells = rows
+        .into_iter()
+        .map(|row| vec![row.name, row.source, format!("{} of {}", row.waiting, row.size), row.pid.to_string()]);
+    output::table(&["NAME", "SOURCE", "WAITING", "PID"], &cells.collect::<Vec<_>>());
+}
