@@ -114,6 +114,12 @@ fn vm_what_is_printed_for_programs_is_as_documented() {
     try_out("`inspect` of a sandbox", &["inspect", &name.0]);
     let forked = try_out("`fork`", &["fork", &name.0, &grandchild.0]);
     assert_eq!(forked[0]["ok"], true, "{forked}");
+    let (pool, taken) = (format!("schema-{}", std::process::id()), Name::new("schema-taken"));
+    try_out("`pool create`", &["pool", "create", &name.0, &pool, "-n", "1"]);
+    try_out("`pool ls`", &["pool", "ls"]);
+    try_out("`pool take`", &["pool", "take", &pool, &taken.0]);
+    try_out("`pool take`", &["pool", "take", "no-such-pool"]);
+    try_out("`rm`, `image rm`, `snapshot rm`, `pool rm`", &["pool", "rm", &pool]);
     try_out("`snapshot create`", &["snapshot", "create", &name.0, &bundle]);
     try_out("`snapshot verify`", &["snapshot", "verify", &bundle]);
     try_out("`inspect` of a bundle", &["inspect", &bundle]);
@@ -134,7 +140,7 @@ fn vm_what_is_printed_for_programs_is_as_documented() {
     let row = listed.as_array().unwrap().iter().find(|row| row["name"] == grandchild.0.as_str()).unwrap();
     assert!(row["manifest"].is_null() && row["error"].is_string(), "{row}");
     assert!(listed.as_array().unwrap().iter().any(|row| row["name"] == child.0.as_str()), "{listed}");
-    try_out("`rm`, `image rm`, `snapshot rm`", &["snapshot", "rm", &child.0]);
+    try_out("`rm`, `image rm`, `snapshot rm`, `pool rm`", &["snapshot", "rm", &child.0]);
     printed(["exec", &child.0, "--", "sh", "-c", "poweroff -f >/dev/null 2>&1 &"]);
     let ended = try_out("`wait`, `kill`", &["wait", &child.0]);
     assert!(ended["exit"]["reason"].is_string(), "{ended}");
@@ -142,9 +148,9 @@ fn vm_what_is_printed_for_programs_is_as_documented() {
     assert!(!killed["exit"]["reason"].is_null(), "{killed}");
     try_out("`inspect` of a sandbox", &["inspect", &name.0]);
     try_out("`ls`", &["ls"]);
-    try_out("`rm`, `image rm`, `snapshot rm`", &["rm", &name.0]);
+    try_out("`rm`, `image rm`, `snapshot rm`, `pool rm`", &["rm", &name.0]);
     try_out("`image ls`", &["image", "ls"]);
-    try_out("`rm`, `image rm`, `snapshot rm`", &["image", "rm", &image]);
+    try_out("`rm`, `image rm`, `snapshot rm`, `pool rm`", &["image", "rm", &image]);
     try_out("`doctor`", &["doctor"]);
     schema.holds("Errors", &serde_json::json!({ "error": refused(&["--json", "rm", &name.0]) }));
     schema.holds("Errors", &serde_json::json!({ "error": refused(&["--json", "no-such-verb"]) }));
