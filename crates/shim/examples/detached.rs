@@ -22,7 +22,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("{:?}", child.events.next().await?);
     let status = std::process::Command::new("kill").args(["-9", &remote.shim().to_string()]).status()?;
     assert!(status.success(), "the shim was there to be killed");
-    let Event::TakenOver { shim } = remote.event().await;
+    let Event::TakenOver { shim } = remote.event().await else { return Err("the machine died".into()) };
     println!("process {shim} has taken over");
 
     // The same handle: the command goes on.
