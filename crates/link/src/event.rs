@@ -23,7 +23,7 @@ pub enum Event {
         from: u128,
         /// The one that runs now.
         to: u128,
-        /// Which of the children this is, from 0.
+        /// Which of the children this is, from 1.
         index: u64,
     },
     /// The VM died, and this link continues from a checkpoint of the timeline that was lost.

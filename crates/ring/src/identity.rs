@@ -21,7 +21,7 @@ pub struct Identity {
     pub epoch: u128,
     /// The timeline that this one comes from; zero for a first boot.
     pub parent: u128,
-    /// Which child of its parent this is, from zero.
+    /// Which child of a fork this is, from 1; zero for none.
     pub index: u64,
     /// The host's `CLOCK_REALTIME`, in nanoseconds, just before the VM runs.
     pub clock_ns: u64,

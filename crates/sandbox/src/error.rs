@@ -103,6 +103,9 @@ pub enum SandboxError {
     /// There is nothing to go back to.
     #[error("sandbox {0:?} has no checkpoint to go back to, or was ended: remove it, and run or restore another one")]
     NoCheckpoint(String),
+    /// A child without a number.
+    #[error("the children of a fork are counted from 1; 0 says that there was no fork")]
+    ChildZero,
     /// It stands still.
     #[error("sandbox {0:?} is paused; resume it first")]
     Paused(String),

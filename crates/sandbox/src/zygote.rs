@@ -30,6 +30,7 @@ pub struct Zygote {
     /// Removes a zygote in memory.
     _place: Option<Place>,
     trusted: bool,
+    /// How many there were.
     children: AtomicU64,
 }
 
@@ -140,7 +141,7 @@ impl Zygote {
     /// The next child: a timeline of its own, with its own identity. Channels are inherited, except those that
     /// were opened with [`OnFork::Reset`](throughline::OnFork::Reset).
     pub fn spawn(&self) -> Restore {
-        self.child(self.children.fetch_add(1, Ordering::Relaxed))
+        self.child(self.children.fetch_add(1, Ordering::Relaxed) + 1)
     }
 
     fn child(&self, index: u64) -> Restore {

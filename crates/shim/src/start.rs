@@ -59,7 +59,7 @@ pub enum Start {
         name: String,
         /// The zygote's bundle.
         bundle: PathBuf,
-        /// Which of its children it is, from 0.
+        /// Which of its children it is, from 1.
         index: u64,
         /// What is done with it.
         #[serde(flatten)]

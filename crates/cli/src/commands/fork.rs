@@ -35,7 +35,7 @@ pub async fn run(fork: Fork, json: bool) -> Result<u8, CliError> {
     // More at once would only wait for each other.
     let most = std::thread::available_parallelism().map_or(2, |cores| 2 * cores.get());
     let room = Arc::new(Semaphore::new(most));
-    let starting: Vec<_> = (0..)
+    let starting: Vec<_> = (1..)
         .zip(names)
         .map(|(index, name)| {
             let bundle = place.bundle();

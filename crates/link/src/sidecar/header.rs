@@ -58,7 +58,7 @@ pub struct Timeline {
     pub epoch: u128,
     /// Id of the timeline it came from; 0 if it began with a new VM.
     pub parent: u128,
-    /// Which child of its parent it is, from 0.
+    /// Which child of a fork it is, from 1; 0 for none.
     pub index: u64,
     /// How it began.
     pub origin: Origin,

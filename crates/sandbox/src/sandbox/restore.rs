@@ -71,7 +71,7 @@ impl Restore {
         self
     }
 
-    /// As one of several children of that moment, counted from zero: the guest is told its number, and
+    /// As one of several children of that moment, counted from 1: the guest is told its number, and
     /// channels that were opened with [`OnFork::Reset`](throughline::OnFork::Reset) are gone.
     pub fn forked(mut self, index: u64) -> Self {
         (self.origin, self.index) = (Origin::Forked, index);
@@ -125,6 +125,9 @@ impl Restore {
         lost: Option<Lost<'_>>,
     ) -> Result<Loaded, SandboxError> {
         let started = Instant::now();
+        if self.origin == Origin::Forked && self.index == 0 {
+            return Err(SandboxError::ChildZero);
+        }
         let engine = self.engine.take().unwrap_or_else(|| Arc::new(Qemu::new()));
         self.bundle.check_machine(&engine.capabilities().await?.machine)?;
         self.check_agent()?;

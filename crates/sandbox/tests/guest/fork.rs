@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use throughline::{Event, OnFork};
-use throughline_sandbox::Sandbox;
+use throughline_sandbox::{Sandbox, SandboxError};
 use throughline_wire::exec::Exit;
 use throughline_wire::port;
 use tokio::io::AsyncWriteExt;
@@ -50,10 +50,12 @@ async fn vm_fork_children_go_on_where_their_parent_was_and_are_guests_of_their_o
         let zygote = sandbox.zygote().await.unwrap();
         let (from, place) = (reader.bytes.len(), zygote.bundle().folder().to_path_buf());
         let children: Vec<_> = zygote.spawn_many(3).await.into_iter().map(Result::unwrap).collect();
+        let zero = Sandbox::restore(zygote.bundle().clone()).forked(0).start().await;
+        assert!(matches!(zero, Err(SandboxError::ChildZero)), "{zero:?}");
         drop(zygote);
         assert!(!place.exists(), "the zygote is gone, and its children do not need it");
         let mut seen = HashSet::new();
-        for (index, child) in (0..).zip(&children) {
+        for (index, child) in (1..).zip(&children) {
             let (from, to) = (sandbox.link().timeline(), child.link().timeline());
             assert_eq!(child.link().event().await, Event::Forked { from, to, index });
             let labels: Vec<_> = child.link().channels().into_iter().map(|channel| channel.label).collect();

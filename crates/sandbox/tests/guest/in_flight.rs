@@ -44,7 +44,7 @@ async fn vm_output_in_flight_goes_on_in_every_sibling_and_in_the_source() {
         let (bundle, report) = sandbox.snapshot(&folder.path().join("bundle")).await.unwrap();
         assert!(report.carried.to_host > 0, "{report:?}");
         let from = reader.bytes.len();
-        let [first, second] = [0, 1].map(|index| Sandbox::restore(bundle.clone()).forked(index).start());
+        let [first, second] = [1, 2].map(|index| Sandbox::restore(bundle.clone()).forked(index).start());
         let (first, second) = tokio::try_join!(first, second).unwrap();
         let source = async {
             reader.finish().await;
@@ -108,7 +108,7 @@ async fn vm_unread_bytes_of_every_ring_arrive_once_per_timeline() {
         let carried = report.carried;
         assert!(carried.to_host >= 13_000 && carried.to_guest >= 23_000, "{carried:?}");
         assert_eq!((carried.channels, bundle.manifest().carried), (2, carried));
-        for index in 0..2 {
+        for index in 1..=2 {
             let child = Sandbox::restore(bundle.clone()).forked(index).start().await.unwrap();
             told(child.link(), &bundle, index).await;
             let adopt = |label: &str| {

@@ -79,7 +79,7 @@ async fn vm_bundle_of_a_guest_that_is_not_quiet_says_so_and_loses_nothing() {
         let bundle = in_the_middle(&sandbox, &folder.path().join("one"), reader, numbered).await;
         sandbox.kill().await.unwrap();
         let mut told = vec![before.machine_id];
-        for index in 0..2 {
+        for index in 1..=2 {
             let mut sandbox = Sandbox::restore(bundle.clone()).forked(index).start().await.unwrap();
             // The identity is repaired before anything else is said.
             let now = who(&sandbox).await;
