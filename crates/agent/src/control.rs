@@ -9,7 +9,8 @@ use std::time::Duration;
 use throughline::{Identity, Link, Request};
 
 use crate::agent::Agent;
-use crate::console::say;
+use crate::cgroup::CgroupError;
+use crate::console::{drain, say};
 use crate::identity::{IdentityError, Preparation};
 
 /// How long the user's processes may take to freeze. The host's own deadline is shorter as a rule.
@@ -48,69 +49,73 @@ pub(crate) struct Control<'a> {
     prepared: Option<Preparation>,
     /// Whether nothing has run since it was made.
     is_fresh: bool,
-    /// A request that was tried, failed, and is not tried again: whether it is an identity, and its number.
-    failed: Option<(bool, u64)>,
+    /// A request to be quiet that was tried, failed, and is not tried again.
+    failed: Option<u64>,
+    /// The last identity could not be taken on: nothing runs until another one was.
+    refused: bool,
 }
 
 impl<'a> Control<'a> {
     pub(crate) fn new(agent: &'a Agent, link: &'a Link) -> Self {
         // At boot nothing runs yet, and the gate is closed.
         link.freeze();
-        Self { agent, link, still: Still::Everything, held: false, prepared: None, is_fresh: false, failed: None }
+        Self {
+            agent,
+            link,
+            still: Still::Everything,
+            held: false,
+            prepared: None,
+            is_fresh: false,
+            failed: None,
+            refused: false,
+        }
     }
 
     /// Follows requests for ever.
     pub(crate) async fn run(mut self) -> Infallible {
         loop {
             let request = self.link.request().await;
-            let name = name(&request);
-            let ignored = self.agent.switches.no_quiesce && matches!(request, Request::Quiesce(_));
-            if ignored || self.failed == Some(name) {
-                tokio::time::sleep(LOOK_AGAIN).await;
-                continue;
+            match request {
+                Request::Identity(identity) => self.take_on(&identity).await,
+                Request::Quiesce(number) if self.agent.switches.no_quiesce || self.failed == Some(number) => {
+                    tokio::time::sleep(LOOK_AGAIN).await;
+                }
+                Request::Quiesce(number) => self.quiesce(number).await,
+                Request::Resume(number) => {
+                    self.held = false;
+                    self.link.acknowledge_quiesce(number);
+                    self.resume();
+                }
             }
-            let followed = self.follow(&request).await;
-            self.failed = (!followed).then_some(name);
         }
     }
 
-    /// Does what is asked, and acknowledges it; whether that succeeded.
-    async fn follow(&mut self, request: &Request) -> bool {
-        match request {
-            Request::Identity(identity) => self.take_on(identity).await,
-            Request::Quiesce(number) => {
-                self.held = self.silence().await;
-                if self.held {
-                    // Should this fail, taking on an identity tries again, and says why.
-                    let _ = self.prepare();
-                    self.link.acknowledge_quiesce(*number);
-                } else {
-                    self.resume();
-                }
-                self.held
-            }
-            Request::Resume(number) => {
-                self.held = false;
-                self.link.acknowledge_quiesce(*number);
-                self.resume();
-                true
-            }
+    /// Becomes quiet, and says so if it has.
+    async fn quiesce(&mut self, number: u64) {
+        self.held = self.silence().await.is_ok();
+        if self.held {
+            // Should this fail, taking on an identity tries again, and says why.
+            let _ = self.prepare();
+            self.link.acknowledge_quiesce(number);
+        } else {
+            self.failed = Some(number);
+            self.resume();
         }
     }
 
     /// Becomes the identity with everything silent, then goes on unless the host holds the guest. On a failure
-    /// the guest stays silent: what it runs would believe to be somebody else.
-    async fn take_on(&mut self, identity: &Identity) -> bool {
-        // After a snapshot that was not quiesced the user's processes run.
-        if !self.silence().await {
-            return false;
+    /// the host is told, and the guest stays silent: what it runs would believe to be somebody else.
+    async fn take_on(&mut self, identity: &Identity) {
+        let taken = match self.silence().await {
+            // After a snapshot that was not quiesced the user's processes run.
+            Err(error) => Err(error.to_string()),
+            Ok(()) if self.agent.switches.skip_repair => Ok(()),
+            Ok(()) => self.repair(identity).await.map_err(|error| error.to_string()),
+        };
+        if let Err(error) = taken {
+            return self.refuse(identity, &error);
         }
-        if !self.agent.switches.skip_repair
-            && let Err(error) = self.repair(identity).await
-        {
-            say(&format!("identity {:032x} was not taken on, the guest stays closed: {error}", identity.epoch));
-            return false;
-        }
+        self.refused = false;
         if identity.flags & Identity::REHEARSE != 0 {
             return self.rehearse(identity).await;
         }
@@ -121,17 +126,22 @@ impl<'a> Control<'a> {
         if !matches!(next, Some(Request::Identity(_))) {
             self.resume();
         }
-        true
     }
 
     /// After the repair: what a first command will execute. Then as silent as before, until the identity itself comes.
-    async fn rehearse(&mut self, identity: &Identity) -> bool {
-        let rehearsed = crate::rehearsal::perform(self.agent).await;
-        match &rehearsed {
+    async fn rehearse(&mut self, identity: &Identity) {
+        match crate::rehearsal::perform(self.agent).await {
             Ok(()) => self.link.acknowledge_identity(identity.seq),
-            Err(error) => say(&format!("the rehearsal failed, and is not acknowledged: {error}")),
+            Err(error) => self.refuse(identity, &format!("its rehearsal failed: {error}")),
         }
-        rehearsed.is_ok()
+    }
+
+    /// Tells the host that an identity was not taken on; on the console it finds out why.
+    fn refuse(&mut self, identity: &Identity, why: &str) {
+        self.refused = true;
+        say(&format!("identity {:032x} was not taken on, the guest stays closed: {why}", identity.epoch));
+        drain();
+        self.link.refuse_identity(identity.seq);
     }
 
     async fn repair(&mut self, identity: &Identity) -> Result<(), IdentityError> {
@@ -147,30 +157,26 @@ impl<'a> Control<'a> {
         Ok(self.prepared.insert(prepared))
     }
 
-    /// Stops everything: the gate, the link, the user's processes. Whether they all froze.
-    async fn silence(&mut self) -> bool {
+    /// Stops everything: the gate, the link, the user's processes. On a failure not all of them froze.
+    async fn silence(&mut self) -> Result<(), CgroupError> {
         if self.still == Still::Nothing {
             self.still = Still::Services;
             self.agent.executor.gate.close();
             self.link.freeze();
         }
         if self.still == Still::Services {
-            let frozen = match &self.agent.group {
-                Some(group) => group.freeze(FREEZE_LIMIT).await,
-                None => Ok(()),
-            };
-            match frozen {
-                Ok(()) => self.still = Still::Everything,
-                Err(error) => say(&error.to_string()),
+            if let Some(group) = &self.agent.group {
+                group.freeze(FREEZE_LIMIT).await.inspect_err(|error| say(&error.to_string()))?;
             }
+            self.still = Still::Everything;
         }
-        self.still == Still::Everything
+        Ok(())
     }
 
     /// Lets everything run, if it is silent, the guest has an identity, and the host does not hold it.
     fn resume(&mut self) {
         let identified = self.agent.identity.get().0 != 0;
-        if self.still == Still::Nothing || self.held || !identified {
+        if self.still == Still::Nothing || self.held || self.refused || !identified {
             return;
         }
         self.still = Still::Nothing;
@@ -182,14 +188,6 @@ impl<'a> Control<'a> {
         }
         self.link.thaw();
         self.agent.executor.gate.open();
-    }
-}
-
-/// What tells one request from another; the identity itself holds secrets, and is not kept.
-fn name(request: &Request) -> (bool, u64) {
-    match request {
-        Request::Identity(identity) => (true, identity.seq),
-        Request::Quiesce(number) | Request::Resume(number) => (false, *number),
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use common::rig::{exists, identity, rig, until};
 use common::{WATCHDOG, argv, shell};
-use throughline::Identity;
+use throughline::{Identity, NotTaken};
 use throughline_agent::control::Switches;
 use throughline_wire::exec::Exit;
 use throughline_wire::{PROTOCOL, decode, encode, info, port, power};
@@ -145,8 +145,13 @@ fn a_guest_whose_repair_failed_stays_closed_until_the_next_identity() {
         rig.identify(1).await;
         rig.hook("exit 1");
         rig.host.give_identity(&identity(2));
-        rig.host.identity_taken(WRONG).await.unwrap_err();
+        assert_eq!(rig.host.identity_taken(WATCHDOG).await, Err(NotTaken::Refused));
         let mut command = rig.start(argv(&["true"])).await;
+        assert!(tokio::time::timeout(WRONG, command.recv()).await.is_err(), "served with a stale identity");
+        assert!(rig.is_frozen());
+        // It follows the rest, and stays closed.
+        rig.host.quiesce(WATCHDOG).await.unwrap();
+        rig.host.lift_quiesce();
         assert!(tokio::time::timeout(WRONG, command.recv()).await.is_err(), "served with a stale identity");
         assert!(rig.is_frozen());
         rig.hook("exit 0");
@@ -218,7 +223,7 @@ fn a_guest_that_cannot_be_frozen_takes_on_no_identity() {
         // Not the first, and not the next because the first was tried.
         for number in [2, 3] {
             rig.host.give_identity(&identity(number));
-            rig.host.identity_taken(WRONG).await.unwrap_err();
+            assert_eq!(rig.host.identity_taken(WATCHDOG).await, Err(NotTaken::Refused));
         }
     });
 }

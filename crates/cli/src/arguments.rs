@@ -159,6 +159,8 @@ pub struct Run {
     #[command(flatten)]
     pub keep: Keep,
     #[command(flatten)]
+    pub given: Given,
+    #[command(flatten)]
     pub how: How,
     /// The command and its arguments
     #[arg(last = true)]
@@ -195,6 +197,14 @@ impl Keep {
         let checkpoint_ms = self.checkpoint.map(|every| u64::try_from(every.as_millis()).unwrap_or(u64::MAX));
         Keeping { rm: self.rm, checkpoint_ms }
     }
+}
+
+/// What a guest is given beside its image or snapshot.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Given {
+    /// Host name of the guest; of a fork's children too, where `{index}` stands for a child's number. A random one without
+    #[arg(long)]
+    pub hostname: Option<String>,
 }
 
 /// How to run a command.
@@ -246,6 +256,8 @@ pub enum SnapshotVerb {
         /// Name of the sandbox; a random one without
         #[arg(long)]
         name: Option<String>,
+        #[command(flatten)]
+        given: Given,
         #[command(flatten)]
         keep: Keep,
     },
@@ -350,6 +362,8 @@ pub struct Fork {
     /// End those that are there when one fails
     #[arg(long)]
     pub all_or_nothing: bool,
+    #[command(flatten)]
+    pub given: Given,
     #[command(flatten)]
     pub keep: Keep,
 }

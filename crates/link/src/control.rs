@@ -22,6 +22,18 @@ pub struct Unanswered {
     pub deadline: Duration,
 }
 
+/// Why a guest does not have the identity that it was given. It stays closed: nothing of the user's runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum NotTaken {
+    /// It said nothing.
+    #[error(transparent)]
+    Unanswered(#[from] Unanswered),
+    /// It said that it could not; its console says why.
+    #[error("the guest could not take on its identity, and stays closed")]
+    Refused,
+}
+
 /// What a host asks of its guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
@@ -35,19 +47,19 @@ pub enum Request {
 
 impl Link {
     /// Waits for a condition on the peer's link words, repeating the bell.
-    async fn acknowledged(
+    async fn acknowledged<T>(
         &self,
         what: &'static str,
         deadline: Duration,
-        mut done: impl FnMut(&LinkCore) -> bool,
-    ) -> Result<(), Unanswered> {
+        mut done: impl FnMut(&LinkCore) -> Option<T>,
+    ) -> Result<T, Unanswered> {
         let until = self.now() + deadline;
         let mut repeat = REPEAT;
         loop {
-            let look = poll_fn(|cx| self.core().poll_link(cx, |core| done(core).then_some(())));
+            let look = poll_fn(|cx| self.core().poll_link(cx, &mut done));
             let next = until.min(self.now() + repeat);
-            if self.until(next, look).await.is_some() {
-                return Ok(());
+            if let Some(done) = self.until(next, look).await {
+                return Ok(done);
             }
             if next == until {
                 return Err(Unanswered { what, deadline });
@@ -63,7 +75,7 @@ impl Link {
         // Odd while it is asked for.
         let request = self.core().my_word(LinkWord::Quiesce).wrapping_add(1) | 1;
         self.core().publish_link(LinkWord::Quiesce, request);
-        let done = |core: &LinkCore| core.peer_word(LinkWord::Quiesce) == request;
+        let done = |core: &LinkCore| (core.peer_word(LinkWord::Quiesce) == request).then_some(());
         let result = self.acknowledged("to be quiet for a snapshot", deadline, done).await;
         if result.is_err() {
             self.lift_quiesce();
@@ -92,17 +104,22 @@ impl Link {
 
     /// Host: waits until the guest has taken on the identity that was given last, repeating the bell;
     /// then erases its entropy.
-    pub async fn identity_taken(&self, deadline: Duration) -> Result<(), Unanswered> {
+    pub async fn identity_taken(&self, deadline: Duration) -> Result<(), NotTaken> {
         let seq = self.identity_seq();
-        let done = |core: &LinkCore| core.peer_word(LinkWord::Identity) == seq;
-        self.acknowledged("to take on its identity", deadline, done).await?;
+        let done = |core: &LinkCore| match core.peer_word(LinkWord::Identity) {
+            taken if taken == seq => Some(true),
+            refused if refused == seq | Identity::REFUSED => Some(false),
+            _ => None,
+        };
+        let taken = self.acknowledged("to take on its identity", deadline, done).await?;
         self.core().erase_entropy();
-        Ok(())
+        if taken { Ok(()) } else { Err(NotTaken::Refused) }
     }
 
     /// Host: waits until the guest's agent has attached for the first time.
     pub async fn agent_attached(&self, deadline: Duration) -> Result<(), Unanswered> {
-        self.acknowledged("to start its agent", deadline, |core| core.peer_word(LinkWord::Agent) != 0).await
+        self.acknowledged("to start its agent", deadline, |core| (core.peer_word(LinkWord::Agent) != 0).then_some(()))
+            .await
     }
 
     /// Host: the agent's protocol version; zero before the guest has attached.
@@ -132,10 +149,16 @@ impl Link {
     pub fn acknowledge_identity(&self, seq: u64) {
         self.core().publish_link(LinkWord::Identity, seq);
     }
+
+    /// Guest: could not take on an identity. It does not come again.
+    pub fn refuse_identity(&self, seq: u64) {
+        self.core().publish_link(LinkWord::Identity, seq | Identity::REFUSED);
+    }
 }
 
 fn next_request(core: &LinkCore) -> Option<Request> {
-    let identity = core.read_identity().filter(|identity| identity.seq != core.my_word(LinkWord::Identity));
+    let answered = core.my_word(LinkWord::Identity) & !Identity::REFUSED;
+    let identity = core.read_identity().filter(|identity| identity.seq != answered);
     if let Some(identity) = identity {
         return Some(Request::Identity(identity));
     }

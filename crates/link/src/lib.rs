@@ -96,7 +96,7 @@ pub use backing::{BackingError, FileId};
 #[cfg(not(any(loom, shuttle)))]
 pub use connect::Connect;
 #[cfg(not(any(loom, shuttle)))]
-pub use control::{Request, Unanswered};
+pub use control::{NotTaken, Request, Unanswered};
 pub use core::{AttachCoreError, Carried, ChannelId, ChannelInfo, OnFork, RolledBack, Rung, Undone};
 pub use counters::Counters;
 #[cfg(not(any(loom, shuttle)))]
@@ -119,4 +119,4 @@ pub use relay::{Began, Ended, Relay};
 pub use sidecar::{Origin, Sidecar, SidecarError, SidecarFault, Timeline};
 #[cfg(not(any(loom, shuttle)))]
 pub use stream::{Stream, StreamReader, StreamWriter};
-pub use throughline_ring::{Class, Corrupt, Geometry, Identity, Kind, Side};
+pub use throughline_ring::{Class, Corrupt, Geometry, Hostname, HostnameError, Identity, Kind, Side};

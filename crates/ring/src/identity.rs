@@ -3,14 +3,15 @@
 use throughline_shmem::Words;
 use throughline_shmem::sync::{Ordering, fence};
 
-use crate::{Layout, Ledger, LinkWord, Side};
+use crate::{Hostname, Layout, Ledger, LinkWord, Side};
 
-/// Words of the block: epoch (2), parent (2), index, clock, flags, number, entropy (8).
-const WORDS: usize = 16;
+/// Words of the block: epoch (2), parent (2), index, clock, flags, number, entropy (8), host name (8).
+const WORDS: usize = 24;
 /// The number once more: it stays while `seq` is taken back, so that one that a killed host had begun to
 /// give is not given to another identity.
 const NUMBER_AT: usize = 7;
 const ENTROPY_AT: usize = 8;
+const HOSTNAME_AT: usize = 16;
 
 /// Who a VM is from now on.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -29,6 +30,8 @@ pub struct Identity {
     pub flags: u64,
     /// Random bytes for the guest kernel's pool; zeroed once they are used.
     pub entropy: [u8; 64],
+    /// The guest's host name, where names are renewed; one that follows from the epoch without.
+    pub hostname: Option<Hostname>,
 }
 
 impl Identity {
@@ -37,6 +40,9 @@ impl Identity {
     /// Flag: a rehearsal of the identity that comes next. The guest's agent goes through everything that taking it on
     /// and a first command will execute, but the hooks; then it stays as silent as it was.
     pub const REHEARSE: u64 = 2;
+
+    /// In the guest's acknowledgement, beside the number: it could not be taken on, and the guest stays closed.
+    pub const REFUSED: u64 = 1 << 63;
 }
 
 impl core::fmt::Debug for Identity {
@@ -86,7 +92,7 @@ pub fn last_identity(ledger: &Ledger<impl Words>, layout: &Layout) -> u64 {
 /// Host: zeroes the entropy, once the guest has mixed it in.
 pub fn erase_entropy(ledger: &Ledger<impl Words>, layout: &Layout) {
     let block = layout.link_word(Side::Host, LinkWord::IdentityBlock);
-    for at in block + ENTROPY_AT..block + WORDS {
+    for at in block + ENTROPY_AT..block + HOSTNAME_AT {
         ledger.publish(at, 0);
     }
 }
@@ -101,19 +107,33 @@ fn encode(identity: &Identity) -> [u64; WORDS] {
     words[5] = identity.clock_ns;
     words[6] = identity.flags;
     words[NUMBER_AT] = identity.seq;
-    for (word, bytes) in words[ENTROPY_AT..].iter_mut().zip(identity.entropy.chunks_exact(8)) {
-        *word = bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte));
+    for (at, bytes) in [(ENTROPY_AT, identity.entropy), (HOSTNAME_AT, Hostname::padded(identity.hostname))] {
+        for (word, bytes) in words[at..].iter_mut().zip(bytes.chunks_exact(8)) {
+            *word = bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte));
+        }
     }
     words
 }
 
 fn decode(seq: u64, words: &[u64; WORDS]) -> Identity {
-    let mut entropy = [0; 64];
-    for (bytes, word) in entropy.chunks_exact_mut(8).zip(&words[ENTROPY_AT..]) {
-        bytes.copy_from_slice(&word.to_le_bytes());
-    }
+    let field = |at: usize| {
+        let mut field = [0; 64];
+        for (bytes, word) in field.chunks_exact_mut(8).zip(&words[at..]) {
+            bytes.copy_from_slice(&word.to_le_bytes());
+        }
+        field
+    };
     let pair = |at: usize| u128::from(words[at]) | u128::from(words[at + 1]) << 64;
-    Identity { seq, epoch: pair(0), parent: pair(2), index: words[4], clock_ns: words[5], flags: words[6], entropy }
+    Identity {
+        seq,
+        epoch: pair(0),
+        parent: pair(2),
+        index: words[4],
+        clock_ns: words[5],
+        flags: words[6],
+        entropy: field(ENTROPY_AT),
+        hostname: Hostname::of_padded(field(HOSTNAME_AT)),
+    }
 }
 
 #[cfg(test)]
@@ -131,7 +151,9 @@ mod tests {
         assert_eq!(read_identity(&ledger, &layout), None);
         let mut entropy = [0; 64];
         entropy.iter_mut().enumerate().for_each(|(at, byte)| *byte = at as u8 + 1);
-        let identity = Identity { seq: 3, epoch: 1 << 100, parent: 5, index: 2, clock_ns: 9, flags: 1, entropy };
+        let hostname = Hostname::new("web-2").ok();
+        let identity =
+            Identity { seq: 3, epoch: 1 << 100, parent: 5, index: 2, clock_ns: 9, flags: 1, entropy, hostname };
         write_identity(&ledger, &layout, &identity);
         assert_eq!(read_identity(&ledger, &layout), Some(identity));
         erase_entropy(&ledger, &layout);

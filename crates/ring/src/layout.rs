@@ -24,7 +24,7 @@ pub enum LinkWord {
     Sleep = 0,
     /// Host: number of the identity; stored last. Guest: number of the identity it has taken on.
     Identity = 16,
-    /// Host: timeline id (2 words), parent's id (2), index, wall clock, flags, the number again, entropy (8).
+    /// Host: timeline id (2 words), parent's id (2), index, wall clock, flags, the number again, entropy (8), host name (8).
     IdentityBlock = 17,
     /// Host: odd while the guest is asked to be quiet. Guest: the request it has followed.
     Quiesce = 48,

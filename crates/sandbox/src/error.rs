@@ -54,6 +54,12 @@ pub enum SandboxError {
     /// The guest's agent did not answer.
     #[error("{0}; its console ends with:\n{1}")]
     Unanswered(throughline::Unanswered, String),
+    /// The guest could not take on its identity: a hook of its image failed, or another repair.
+    #[error("{0}; its console ends with:\n{1}")]
+    Refused(throughline::NotTaken, String),
+    /// Not a host name.
+    #[error(transparent)]
+    Hostname(#[from] throughline::HostnameError),
     /// The guest did not become quiet for a snapshot, and goes on.
     #[error(
         "{0}; `Snapshot::allow_unquiesced` takes one all the same, in the middle of what the guest does; its console ends with:\n{1}"

@@ -18,6 +18,7 @@ pub mod engine;
 mod error;
 pub mod files;
 mod folders;
+mod given;
 pub mod guest;
 pub mod image;
 mod known;
@@ -32,6 +33,7 @@ pub mod zygote;
 
 pub use command::{Child, ChildEvent, ChildEvents, ChildInput, Command, Output};
 pub use error::SandboxError;
+pub use given::Given;
 pub use known::{Known, State};
 pub use places::{PlaceError, check_name, runtime};
 pub use pool::Pool;

@@ -151,12 +151,21 @@ impl Zygote {
 
     /// So many children, under random names: what became of each. Those that failed leave nothing.
     pub async fn spawn_many(&self, count: usize) -> Vec<Result<Sandbox, SandboxError>> {
+        self.spawn_many_with(count, |child| child).await
+    }
+
+    /// The same, with a choice for each: its name, what its guest is given.
+    pub async fn spawn_many_with(
+        &self,
+        count: usize,
+        choose: impl Fn(Restore) -> Restore,
+    ) -> Vec<Result<Sandbox, SandboxError>> {
         // More at once would only wait for each other.
         let most = std::thread::available_parallelism().map_or(2, |cores| 2 * cores.get());
         let room = Arc::new(Semaphore::new(most));
         let starting: Vec<_> = (0..count)
             .map(|_| {
-                let (child, room) = (self.spawn(), room.clone());
+                let (child, room) = (choose(self.spawn()), room.clone());
                 tokio::spawn(async move {
                     let _room = room.acquire().await;
                     child.start().await

@@ -2,6 +2,7 @@
 //!
 //! `PATH=target/debug:$PATH cargo run --example detached -p throughline-shim`
 
+use throughline_sandbox::Given;
 use throughline_sandbox::engine::Hardware;
 use throughline_shim::client::{Event, Remote};
 use throughline_shim::start::{Keeping, Program, Start};
@@ -13,6 +14,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         name: None,
         image: "default".to_owned(),
         hardware: Hardware::default(),
+        given: Given::default(),
         keeping: Keeping { rm: true, ..Keeping::default() },
     };
     let name = program.start(&start).await?;

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use throughline_sandbox::Given;
 use throughline_sandbox::engine::Hardware;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{ChildStdin, ChildStdout, Command};
@@ -39,6 +40,8 @@ pub enum Start {
         image: String,
         /// What its machine has.
         hardware: Hardware,
+        /// What its guest is given.
+        given: Given,
         /// What is done with it.
         #[serde(flatten)]
         keeping: Keeping,
@@ -49,6 +52,8 @@ pub enum Start {
         name: Option<String>,
         /// The bundle's folder.
         bundle: PathBuf,
+        /// What its guest is given.
+        given: Given,
         /// What is done with it.
         #[serde(flatten)]
         keeping: Keeping,
@@ -61,6 +66,8 @@ pub enum Start {
         bundle: PathBuf,
         /// Which of its children it is, from 1.
         index: u64,
+        /// What its guest is given.
+        given: Given,
         /// What is done with it.
         #[serde(flatten)]
         keeping: Keeping,

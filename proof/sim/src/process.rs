@@ -188,7 +188,16 @@ impl Process {
         let seq = self.core.last_identity() + 1;
         let entropy = [seq as u8; 64];
         let (epoch, parent) = (self.timeline, self.parent);
-        self.core.write_identity(&Identity { seq, epoch, parent, index: 0, clock_ns: seq, flags: 0, entropy });
+        self.core.write_identity(&Identity {
+            seq,
+            epoch,
+            parent,
+            index: 0,
+            clock_ns: seq,
+            flags: 0,
+            entropy,
+            hostname: None,
+        });
         Outcome::Done
     }
 

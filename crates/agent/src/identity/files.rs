@@ -6,6 +6,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
+use throughline::Identity;
 
 /// A file that could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +21,12 @@ pub fn machine_id(epoch: u128) -> String {
     let version = epoch & !(0xf << 76) | 4 << 76;
     let variant = version & !(0b11 << 62) | 0b10 << 62;
     format!("{variant:032x}")
+}
+
+/// The host name of an identity: the one that it was given, else one that follows from its machine-id.
+pub(super) fn hostname(identity: &Identity) -> String {
+    let own = || format!("throughline-{}", &machine_id(identity.epoch)[..12]);
+    identity.hostname.map_or_else(own, |name| name.as_str().to_owned())
 }
 
 /// Machine-id and host name below `etc`, and `epoch` below `run`, for programs that want to notice.
@@ -38,13 +45,10 @@ impl Files {
         Self { machine_id, hostname, epoch }
     }
 
-    /// Writes machine-id and host name, and returns the host name.
-    pub(super) fn write_names(&self, epoch: u128) -> Result<String, FilesError> {
-        let id = machine_id(epoch);
-        self.machine_id.write(&format!("{id}\n"))?;
-        let name = format!("throughline-{}", &id[..12]);
-        self.hostname.write(&format!("{name}\n"))?;
-        Ok(name)
+    /// Writes machine-id and host name.
+    pub(super) fn write_names(&self, epoch: u128, hostname: &str) -> Result<(), FilesError> {
+        self.machine_id.write(&format!("{}\n", machine_id(epoch)))?;
+        self.hostname.write(&format!("{hostname}\n"))
     }
 
     /// Writes the epoch.

@@ -110,10 +110,16 @@ fn spec(path: &Path, identity: &Identity) -> Spec {
             variable("THROUGHLINE_EPOCH", format!("{:032x}", identity.epoch)),
             variable("THROUGHLINE_PARENT", format!("{:032x}", identity.parent)),
             variable("THROUGHLINE_INDEX", identity.index.to_string()),
+            variable("THROUGHLINE_HOSTNAME", hostname()),
         ],
         cwd: Some(b"/".to_vec()),
         account: Accounts::root(),
         files: Files::Console,
         of_user: false,
     }
+}
+
+/// The guest's, which stays where an identity does not renew it.
+fn hostname() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }

@@ -81,7 +81,9 @@ impl Preparation {
         kernel::reseed(&self.random, &identity.entropy)?;
         kernel::set_clock(identity.clock_ns)?;
         if identity.flags & Identity::RENEW_NAMES != 0 {
-            kernel::set_hostname(&self.files.write_names(identity.epoch)?)?;
+            let name = files::hostname(identity);
+            self.files.write_names(identity.epoch, &name)?;
+            kernel::set_hostname(&name)?;
         }
         // Hooks may do anything, and do it once.
         if identity.flags & Identity::REHEARSE == 0 {

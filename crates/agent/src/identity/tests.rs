@@ -5,15 +5,15 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use throughline::Identity;
+use throughline::{Hostname, Identity};
 
-use super::files::Files;
+use super::files::{Files, hostname};
 use super::{FilesError, HookError, hooks, machine_id};
 use crate::reaper::{Reaper, Scope};
 use crate::spawn::Spawner;
 
 fn identity() -> Identity {
-    Identity { seq: 1, epoch: 0xe, parent: 0xf, index: 7, clock_ns: 0, flags: 0, entropy: [0; 64] }
+    Identity { seq: 1, epoch: 0xe, parent: 0xf, index: 7, clock_ns: 0, flags: 0, entropy: [0; 64], hostname: None }
 }
 
 /// Installs a hook. A child writes it: a descriptor of ours could be inherited by a process that another test
@@ -51,13 +51,17 @@ const LONG: Duration = Duration::from_mins(1);
 async fn hooks_run_in_order_and_know_the_lineage() {
     let folder = tempfile::tempdir().unwrap();
     let trace = folder.path().join("trace.txt");
-    let line = format!("echo $0 $THROUGHLINE_EPOCH $THROUGHLINE_PARENT $THROUGHLINE_INDEX >>{}", trace.display());
+    let line = format!(
+        "echo $0 $THROUGHLINE_EPOCH $THROUGHLINE_PARENT $THROUGHLINE_INDEX $THROUGHLINE_HOSTNAME >>{}",
+        trace.display()
+    );
     hook(folder.path(), "20-second", &line);
     hook(folder.path(), "10-first", &line);
     fs::create_dir(folder.path().join("30-folder")).unwrap();
     run(folder.path(), LONG).await.0.unwrap();
     let (epoch, parent) = (format!("{:032x}", 0xe), format!("{:032x}", 0xf));
-    let line = |name| format!("{} {epoch} {parent} 7\n", folder.path().join(name).display());
+    let host = rustix::system::uname().nodename().to_str().unwrap().to_owned();
+    let line = |name| format!("{} {epoch} {parent} 7 {host}\n", folder.path().join(name).display());
     let expected = line("10-first") + &line("20-second");
     assert_eq!(fs::read_to_string(trace).unwrap(), expected);
     run(Path::new("/nonexistent"), LONG).await.0.unwrap();
@@ -109,7 +113,8 @@ fn files_say_who_the_guest_is_whatever_lay_there() {
     let read = |path: &Path| fs::read_to_string(path).unwrap();
     let write = |number| {
         let files = Files::find(folder.path(), &run);
-        let name = files.write_names(number)?;
+        let name = hostname(&Identity { epoch: number, ..identity() });
+        files.write_names(number, &name)?;
         files.write_epoch(number)?;
         Ok::<_, FilesError>(name)
     };
@@ -136,6 +141,9 @@ fn files_say_who_the_guest_is_whatever_lay_there() {
     let mut names: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     names.sort();
     assert_eq!(names, ["aim", "hostname", "machine-id", "run"], "a temporary file was left");
+    let given = Identity { hostname: Hostname::new("web-2").ok(), ..identity() };
+    Files::find(folder.path(), &run).write_names(1, &hostname(&given)).unwrap();
+    assert_eq!(read(&host), "web-2\n");
     let error = Files::find(folder.path(), &host).write_epoch(1).unwrap_err();
     assert!(error.to_string().contains("hostname/epoch"), "{error}");
 }

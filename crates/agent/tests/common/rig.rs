@@ -27,7 +27,16 @@ pub struct Rig {
 
 /// What [`Rig::identity`] fills in: no clock, no names, so that the machine of the test keeps its own.
 pub fn identity(seq: u64) -> Identity {
-    Identity { seq, epoch: u128::from(seq) << 64, parent: 0, index: 0, clock_ns: 0, flags: 0, entropy: [seq as u8; 64] }
+    Identity {
+        seq,
+        epoch: u128::from(seq) << 64,
+        parent: 0,
+        index: 0,
+        clock_ns: 0,
+        flags: 0,
+        entropy: [seq as u8; 64],
+        hostname: None,
+    }
 }
 
 /// Runs a test with an agent that has no identity yet. The control group is gone afterwards.

@@ -9,7 +9,7 @@ use throughline_shim::ShimError;
 use throughline_shim::start::{Program, Start};
 use tokio::sync::Semaphore;
 
-use super::{connect, remove};
+use super::{connect, given, remove};
 use crate::OWN_FAILURE;
 use crate::arguments::Fork;
 use crate::error::CliError;
@@ -28,6 +28,7 @@ struct Child {
 /// Spawns the children, and says what became of each.
 pub async fn run(fork: Fork, json: bool) -> Result<u8, CliError> {
     let names = names(&fork);
+    let given = given::read(fork.given, fork.count)?;
     let remote = connect(&fork.name).await?;
     // Gone with this process; the children do not need it once they are there.
     let place = Place::new()?;
@@ -39,7 +40,8 @@ pub async fn run(fork: Fork, json: bool) -> Result<u8, CliError> {
         .zip(names)
         .map(|(index, name)| {
             let bundle = place.bundle();
-            let start = Start::Fork { name: name.clone(), bundle, index, keeping: fork.keep.keeping() };
+            let keeping = fork.keep.keeping();
+            let start = Start::Fork { name: name.clone(), bundle, index, given: given.clone(), keeping };
             let room = room.clone();
             tokio::spawn(async move {
                 let _room = room.acquire().await;
@@ -102,13 +104,14 @@ fn tell(children: &[Child], json: bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arguments::Keep;
+    use crate::arguments::{self, Keep};
 
     #[test]
     fn children_are_numbered_unless_there_is_one_with_a_name() {
         let named = |child: Option<&str>, count| {
             let (name, child) = ("web".to_owned(), child.map(str::to_owned));
-            names(&Fork { name, child, count, all_or_nothing: false, keep: Keep::default() })
+            let given = arguments::Given::default();
+            names(&Fork { name, child, count, all_or_nothing: false, given, keep: Keep::default() })
         };
         assert_eq!(named(Some("api"), 1), ["api"]);
         assert_eq!(named(None, 1), ["web-1"]);

@@ -4,6 +4,7 @@ mod copy;
 mod doctor;
 mod exec;
 mod fork;
+mod given;
 mod image;
 mod list;
 mod logs;
@@ -76,10 +77,11 @@ async fn connect(name: &str) -> Result<Remote, CliError> {
 }
 
 async fn create(run: Run, json: bool) -> Result<u8, CliError> {
-    let Run { name, memory, cpus, net, image, keep, how, command } = run;
+    let Run { name, memory, cpus, net, image, given, keep, how, command } = run;
+    let given = given::read(given, 0)?;
     image::ensure(&image, json).await?;
     let hardware = Hardware { memory_mib: memory, cpus, net };
-    let start = Start::Create { name, image, hardware, keeping: keep.keeping() };
+    let start = Start::Create { name, image, hardware, given, keeping: keep.keeping() };
     let name = Program::this().start(&start).await?;
     if command.is_empty() {
         announce(&name, None, json);

@@ -9,7 +9,7 @@ use throughline_sandbox::bundle::{Bundle, Manifest};
 use throughline_shim::start::{Program, Start};
 
 use super::remove::removed;
-use super::{announce, connect, list, snapshot_place};
+use super::{announce, connect, given, list, snapshot_place};
 use crate::arguments::SnapshotVerb;
 use crate::error::CliError;
 use crate::output;
@@ -27,9 +27,11 @@ pub async fn run(verb: SnapshotVerb, json: bool) -> Result<u8, CliError> {
             }
             Ok(0)
         }
-        SnapshotVerb::Restore { snapshot, name, keep } => {
+        SnapshotVerb::Restore { snapshot, name, given, keep } => {
+            let given = given::read(given, 0)?;
             let bundle = snapshot_place(&snapshot)?;
-            let name = Program::this().start(&Start::Restore { name, bundle, keeping: keep.keeping() }).await?;
+            let start = Start::Restore { name, bundle, given, keeping: keep.keeping() };
+            let name = Program::this().start(&start).await?;
             announce(&name, None, json);
             Ok(0)
         }

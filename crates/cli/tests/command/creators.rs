@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use throughline_sandbox::Given;
 use throughline_sandbox::engine::Hardware;
 use throughline_shim::start::{Keeping, Start};
 
@@ -56,7 +57,8 @@ fn as_if_nothing_had_been(name: &Name) -> bool {
 
 fn create(name: &Name) -> Start {
     let hardware = Hardware { memory_mib: 128, ..Hardware::default() };
-    Start::Create { name: Some(name.0.clone()), image: "default".to_owned(), hardware, keeping: Keeping::default() }
+    let (name, image) = (Some(name.0.clone()), "default".to_owned());
+    Start::Create { name, image, hardware, given: Given::default(), keeping: Keeping::default() }
 }
 
 fn has_at_least(path: &Path, bytes: u64) -> bool {
@@ -99,7 +101,8 @@ fn vm_main_path_a_creator_killed_at_any_step_leaves_its_name_free_and_no_machine
     printed(["snapshot", "create", "--stop", &name.0, bundle.to_str().unwrap()]);
     printed(["wait", &name.0]);
     printed(["rm", &name.0]);
-    let restore = Start::Restore { name: Some(name.0.clone()), bundle: bundle.clone(), keeping: Keeping::default() };
+    let (given, keeping) = (Given::default(), Keeping::default());
+    let restore = Start::Restore { name: Some(name.0.clone()), bundle: bundle.clone(), given, keeping };
     let (mut ready, mut early) = (0, 0);
     for round in 0..2 * RANDOM {
         let (start, most) = if round % 2 == 0 { (create(&name), 2_500) } else { (restore.clone(), 250) };

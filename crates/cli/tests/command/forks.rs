@@ -42,6 +42,21 @@ fn vm_main_path_fork_children_go_on_with_the_commands_of_their_parent() {
     let failed: serde_json::Value = serde_json::from_slice(&failed.stdout).unwrap();
     assert!(failed[0]["ok"] == true && failed[1]["ok"] == false, "{failed}");
 
+    // Named by their numbers; one whose hook fails says why.
+    let hook = "mkdir -p /etc/throughline/restore.d && cd /etc/throughline/restore.d && printf '#!/bin/sh\n\
+        echo I am $THROUGHLINE_INDEX, $THROUGHLINE_HOSTNAME; exec [ $THROUGHLINE_INDEX != 2 ]\n' >10 && chmod 755 10";
+    printed(["exec", &name.0, "--", "sh", "-c", hook]);
+    let named = [Name(format!("{}-named-1", name.0)), Name(format!("{}-named-2", name.0))];
+    let stem = format!("{}-named", name.0);
+    let forked = throughline(["--json", "fork", &name.0, &stem, "-n", "2", "--hostname", "web-{index}"]);
+    let forked: serde_json::Value = serde_json::from_slice(&forked.stdout).unwrap();
+    assert!(forked[0]["ok"] == true && forked[1]["ok"] == false, "{forked}");
+    assert!(forked[1]["error"].as_str().unwrap().contains("I am 2, web-2"), "{forked}");
+    assert_eq!(printed(["exec", &named[0].0, "--", "hostname"]), "web-1\n");
+    let wrong = throughline(["fork", &name.0, "-n", "2", "--hostname", "web_{index}"]);
+    assert!(text(&wrong.stderr).contains("\"web_2\" is no host name"), "{}", text(&wrong.stderr));
+    assert!(row(&named[1].0).is_none());
+
     // Without the one that they came from.
     printed(["rm", "--force", &name.0]);
     assert_eq!(printed(["exec", &grandchild.0, "--", "echo", "still here"]), "still here\n");

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use throughline_sandbox::ChildEvent;
+use throughline_sandbox::Given;
 use throughline_sandbox::engine::Hardware;
 use throughline_sandbox::guest::{Guest, Opening};
 use throughline_shim::client::{Event, Remote};
@@ -102,6 +103,7 @@ async fn vm_main_path_two_hundred_killed_shims_lose_and_double_nothing() {
             name: Some(name.0.clone()),
             image: "default".to_owned(),
             hardware: Hardware::default(),
+            given: Given::default(),
             keeping: Keeping::default(),
         };
         program().start(&start).await.unwrap();

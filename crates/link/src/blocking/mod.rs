@@ -49,7 +49,8 @@ use throughline_ring::Identity;
 
 use crate::driver::threads::Seat;
 use crate::{
-    AdoptError, Carried, ChannelId, ChannelInfo, Connect, Counters, Doorbell, Error, Event, Region, Unanswered,
+    AdoptError, Carried, ChannelId, ChannelInfo, Connect, Counters, Doorbell, Error, Event, NotTaken, Region,
+    Unanswered,
 };
 
 pub use messages::{MessageReceiver, MessageSender, Messages};
@@ -179,8 +180,8 @@ impl Link {
     /// See [`Link::identity_taken`](crate::Link::identity_taken).
     ///
     /// # Errors
-    /// The guest did not answer in time.
-    pub fn identity_taken(&self, deadline: Duration) -> Result<(), Unanswered> {
+    /// The guest did not answer in time, or refused.
+    pub fn identity_taken(&self, deadline: Duration) -> Result<(), NotTaken> {
         self.complete(self.link.identity_taken(deadline))
     }
 

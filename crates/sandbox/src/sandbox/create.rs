@@ -3,20 +3,21 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use throughline::{Geometry, Link, Region, Sidecar};
+use throughline::{Geometry, Hostname, Link, Region, Sidecar};
 
 use super::start::{Starting, identity, region_file};
 use super::{About, Sandbox, Timings};
-use crate::SandboxError;
 use crate::engine::{BootSpec, Engine, Hardware, Net, Qemu, VmConfig};
 use crate::image::{Image, ImageError};
 use crate::places::Places;
+use crate::{Given, SandboxError};
 
 /// How to create a sandbox. Made by [`Sandbox::builder`].
 #[must_use = "nothing is created before `create`"]
 pub struct SandboxBuilder {
     image: Image,
     name: Option<String>,
+    given: Given,
     hardware: Hardware,
     geometry: Geometry,
     engine: Option<Arc<dyn Engine>>,
@@ -30,6 +31,7 @@ impl Sandbox {
         SandboxBuilder {
             image,
             name: None,
+            given: Given::default(),
             hardware: Hardware::default(),
             geometry: Geometry::default(),
             engine: None,
@@ -46,6 +48,19 @@ impl SandboxBuilder {
     /// The name; a random one without this.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = Some(name.into());
+        self
+    }
+
+    /// The guest's host name, in place before anything of the user's runs: 1 to 63 letters, digits, `-` and `.`. One
+    /// that follows from its machine-id without this.
+    pub fn hostname(mut self, hostname: impl Into<String>) -> Self {
+        self.given.hostname = Some(hostname.into());
+        self
+    }
+
+    /// Everything that the guest is given.
+    pub fn given(mut self, given: Given) -> Self {
+        self.given = given;
         self
     }
 
@@ -96,6 +111,7 @@ impl SandboxBuilder {
     pub async fn create(mut self) -> Result<Sandbox, SandboxError> {
         let started = Instant::now();
         self.hardware.check_new()?;
+        let hostname = self.given.hostname_of(0)?;
         if self.hardware.net == Net::User && !self.image.has_network() {
             return Err(ImageError::NoNetwork { kernel: self.image.kernel_version().to_owned() }.into());
         }
@@ -116,7 +132,7 @@ impl SandboxBuilder {
         let vm = Arc::from(engine.boot(spec).await?);
         let machine = started.elapsed();
         let starting = Starting { vm, places, deadline: self.deadline, started, former: None };
-        match self.greet(&starting, region, sidecar).await {
+        match self.greet(&starting, region, sidecar, hostname).await {
             Ok((link, about)) => starting.ready(link, about, machine),
             Err(error) => Err(starting.abandon(error).await),
         }
@@ -128,6 +144,7 @@ impl SandboxBuilder {
         starting: &Starting,
         region: Region,
         sidecar: Sidecar,
+        hostname: Option<Hostname>,
     ) -> Result<(Link, About), SandboxError> {
         let timeline = sidecar.timeline();
         let link = starting.attach(region, sidecar)?;
@@ -136,7 +153,7 @@ impl SandboxBuilder {
         if agent != throughline_wire::PROTOCOL {
             return Err(SandboxError::Agent { found: agent, expected: throughline_wire::PROTOCOL });
         }
-        link.give_identity(&identity(1, timeline)?);
+        link.give_identity(&identity(1, timeline, hostname)?);
         starting.answer(link.identity_taken(starting.deadline)).await?;
         Ok((link, self.about(agent)))
     }

@@ -7,25 +7,26 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use throughline::{Link, Origin, Region, Sidecar, Timeline};
+use throughline::{Hostname, Link, Origin, Region, Sidecar, Timeline};
 
 use super::create::random_name;
 use super::snapshot::blocking;
 use super::start::{Starting, identity, region_file};
 use super::{About, Record, Sandbox, SandboxBuilder, Timings};
-use crate::SandboxError;
 use crate::bundle::{Bundle, BundleError, MANIFEST, Manifest, RAM, REGION, SIDECAR, STATE};
 use crate::engine::{Engine, LoadSpec, Qemu, VmConfig};
 use crate::image::Images;
 use crate::places::{PlaceError, Places};
 use crate::steps::step;
 use crate::zeros::{PAGE, is_zero};
+use crate::{Given, SandboxError};
 
 /// How to restore a bundle. Made by [`Sandbox::restore`].
 #[must_use = "nothing is restored before `start`"]
 pub struct Restore {
     bundle: Bundle,
     name: Option<String>,
+    given: Given,
     engine: Option<Arc<dyn Engine>>,
     deadline: Duration,
     origin: Origin,
@@ -41,6 +42,7 @@ impl Sandbox {
         Restore {
             bundle,
             name: None,
+            given: Given::default(),
             engine: None,
             deadline: SandboxBuilder::DEFAULT_DEADLINE,
             origin: Origin::Restored,
@@ -56,6 +58,19 @@ impl Restore {
     /// The name; a random one without this.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = Some(name.into());
+        self
+    }
+
+    /// The guest's host name, in place before anything of the user's runs: 1 to 63 letters, digits, `-` and `.`. In that
+    /// of a child `{index}` stands for its number. One that follows from its machine-id without this.
+    pub fn hostname(mut self, hostname: impl Into<String>) -> Self {
+        self.given.hostname = Some(hostname.into());
+        self
+    }
+
+    /// Everything that the guest is given.
+    pub fn given(mut self, given: Given) -> Self {
+        self.given = given;
         self
     }
 
@@ -128,6 +143,7 @@ impl Restore {
         if self.origin == Origin::Forked && self.index == 0 {
             return Err(SandboxError::ChildZero);
         }
+        let hostname = self.given.hostname_of(self.index)?;
         let engine = self.engine.take().unwrap_or_else(|| Arc::new(Qemu::new()));
         self.bundle.check_machine(&engine.capabilities().await?.machine)?;
         self.check_agent()?;
@@ -168,7 +184,7 @@ impl Restore {
             Ok((link, timeline))
         });
         match attached {
-            Ok((link, timeline)) => Ok(Loaded { starting, link, timeline, about: self.about(), machine }),
+            Ok((link, timeline)) => Ok(Loaded { starting, link, timeline, hostname, about: self.about(), machine }),
             Err(error) => Err(starting.abandon(error).await),
         }
     }
@@ -246,6 +262,7 @@ pub(super) struct Loaded {
     pub(super) starting: Starting,
     pub(super) link: Link,
     pub(super) timeline: Timeline,
+    pub(super) hostname: Option<Hostname>,
     about: About,
     machine: Duration,
 }
@@ -271,7 +288,7 @@ impl Loaded {
     async fn become_somebody(&self) -> Result<(), SandboxError> {
         let Self { starting, link, .. } = self;
         // The clock last, just before the guest runs.
-        link.give_identity(&identity(link.identity_seq() + 1, self.timeline)?);
+        link.give_identity(&identity(link.identity_seq() + 1, self.timeline, self.hostname)?);
         link.lift_quiesce();
         step("identify");
         tracing::debug!(after = ?starting.started.elapsed(), "attached");

@@ -5,13 +5,19 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use throughline::{Identity, Link, Origin, Region, Sidecar, Timeline, Unanswered};
+use throughline::{Hostname, Identity, Link, NotTaken, Origin, Region, Sidecar, Timeline};
 
 use super::{About, Record, Sandbox, Timings, bell};
 use crate::SandboxError;
 use crate::engine::{Exit, Vm};
 use crate::places::Places;
 use crate::steps::step;
+
+/// What the agent says when it refuses an identity.
+const REFUSAL: &str = "was not taken on, the guest stays closed: ";
+/// How often, and with which pause, the console is looked at for it.
+const LOOKS: u32 = 100;
+const LOOK: Duration = Duration::from_millis(10);
 
 /// A machine whose guest is not ready yet. Dropping it ends the machine.
 pub(super) struct Starting {
@@ -31,17 +37,30 @@ impl Starting {
     }
 
     /// Waits for an answer of the guest, for no longer than the deadline, and not once it has ended.
-    pub(super) async fn answer(
+    pub(super) async fn answer<E: Into<NotTaken>>(
         &self,
-        answer: impl Future<Output = Result<(), Unanswered>>,
+        answer: impl Future<Output = Result<(), E>>,
     ) -> Result<(), SandboxError> {
         tokio::select! {
             biased;
-            answered = answer => match answered {
+            answered = answer => match answered.map_err(Into::into) {
                 Ok(()) => Ok(()),
-                Err(unanswered) => Err(SandboxError::Unanswered(unanswered, self.vm.console())),
+                Err(NotTaken::Unanswered(unanswered)) => Err(SandboxError::Unanswered(unanswered, self.vm.console())),
+                Err(refused) => Err(SandboxError::Refused(refused, self.reason().await)),
             },
             exit = self.vm.exited() => Err(SandboxError::Ended(Box::new(exit))),
+        }
+    }
+
+    /// The end of the console, on which a guest that refused has said why: it may still be on its way.
+    async fn reason(&self) -> String {
+        let mut looks = 0..LOOKS;
+        loop {
+            let console = self.vm.console();
+            if console.contains(REFUSAL) || looks.next().is_none() {
+                return console;
+            }
+            tokio::time::sleep(LOOK).await;
         }
     }
 
@@ -81,7 +100,7 @@ impl Starting {
 }
 
 /// A new identity for a timeline, with the host's clock and fresh entropy.
-pub(super) fn identity(seq: u64, timeline: Timeline) -> Result<Identity, SandboxError> {
+pub(super) fn identity(seq: u64, timeline: Timeline, hostname: Option<Hostname>) -> Result<Identity, SandboxError> {
     let mut entropy = [0; 64];
     rustix::rand::getrandom(&mut entropy, rustix::rand::GetRandomFlags::empty())
         .map_err(|error| SandboxError::io("gather entropy")(error.into()))?;
@@ -96,6 +115,7 @@ pub(super) fn identity(seq: u64, timeline: Timeline) -> Result<Identity, Sandbox
         // What comes back is the same machine to others; its twin is dead.
         flags: if timeline.origin == Origin::RolledBack { 0 } else { Identity::RENEW_NAMES },
         entropy,
+        hostname,
     })
 }
 

@@ -69,7 +69,7 @@ impl Loaded {
     async fn rehearse(&self) -> Result<(), SandboxError> {
         let Self { starting, link, .. } = self;
         for _ in 0..REHEARSALS {
-            let identity = identity(link.identity_seq() + 1, self.timeline)?;
+            let identity = identity(link.identity_seq() + 1, self.timeline, self.hostname)?;
             link.give_identity(&Identity { flags: identity.flags | Identity::REHEARSE, ..identity });
             starting.vm.resume().await?;
             starting.answer(link.identity_taken(starting.deadline)).await?;

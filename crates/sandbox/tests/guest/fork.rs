@@ -8,7 +8,7 @@ use throughline_wire::exec::Exit;
 use throughline_wire::port;
 use tokio::io::AsyncWriteExt;
 
-use crate::support::{Reader, restored, text, until, watched};
+use crate::support::{Reader, image, restored, text, until, watched};
 
 const SECRET: &[u8] = b"what no child may inherit";
 const LINES: usize = 6000;
@@ -74,6 +74,63 @@ async fn vm_fork_children_go_on_where_their_parent_was_and_are_guests_of_their_o
         let mut echoed = Vec::new();
         tokio::io::AsyncReadExt::read_to_end(&mut private, &mut echoed).await.unwrap();
         assert_eq!(echoed, SECRET);
+    })
+    .await;
+}
+
+/// Waits for `/tmp/go`; then says who the guest is, in itself and by new processes. In the background something watches
+/// the epoch.
+const ASKER: &str = "read old </run/throughline/epoch
+    (while read now </run/throughline/epoch && [ $now = $old ]; do sleep 0.01; done; echo $now >/tmp/changed) &
+    echo asking; while [ ! -e /tmp/go ]; do sleep 0.01; done
+    read name </proc/sys/kernel/hostname; read epoch </run/throughline/epoch
+    echo $name $(hostname) $(cat /etc/hostname) $epoch
+    while [ ! -s /tmp/changed ]; do sleep 0.01; done; echo $(cat /tmp/changed)";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn vm_fork_children_have_the_host_names_that_they_were_given_before_anything_runs() {
+    watched(async {
+        let sandbox = restored().await;
+        let asker = sandbox.command("sh").args(["-c", ASKER]).label("asker").spawn().await.unwrap();
+        let mut asker = Reader::new(asker);
+        asker.read(1).await;
+        let zygote = sandbox.zygote().await.unwrap();
+        let children = zygote.spawn_many_with(2, |child| child.hostname("web-{index}")).await;
+        for (index, child) in (1..).zip(children) {
+            let child = child.unwrap();
+            let mut asker = Reader::adopt(&child, "asker");
+            text(&child, "touch /tmp/go").await;
+            asker.finish().await;
+            let (name, epoch) = (format!("web-{index}"), child.link().timeline());
+            let expected = format!("{name} {name} {name} {epoch:032x}\n{epoch:032x}\n");
+            assert_eq!(String::from_utf8(asker.bytes).unwrap(), expected);
+        }
+        let bad = zygote.spawn().hostname("web_{index}").start().await.unwrap_err();
+        assert!(bad.to_string().contains("\"web_3\" is no host name"), "{bad}");
+        let hostname = Sandbox::builder(image().await).hostname("first.example").create().await.unwrap();
+        assert_eq!(text(&hostname, "hostname; cat /etc/hostname").await, "first.example\nfirst.example");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn vm_fork_child_whose_hook_fails_is_told_at_once_with_what_the_hook_said() {
+    watched(async {
+        let sandbox = restored().await;
+        let hook = "cd /etc/throughline/restore.d && printf '#!/bin/sh\n\
+            echo $THROUGHLINE_HOSTNAME is number $THROUGHLINE_INDEX; exec [ $THROUGHLINE_INDEX = 1 ]\n' >20 && chmod 755 20";
+        text(&sandbox, hook).await;
+        let zygote = sandbox.zygote().await.unwrap();
+        // Nobody would wait for that.
+        let late = std::time::Duration::from_hours(1);
+        let children = zygote.spawn_many_with(2, |child| child.deadline(late).hostname("web-{index}")).await;
+        let [first, second] = <[_; 2]>::try_from(children).unwrap();
+        assert_eq!(text(&first.unwrap(), "hostname").await, "web-1");
+        let error = second.unwrap_err();
+        assert!(matches!(error, SandboxError::Refused(..)), "{error}");
+        for part in ["web-2 is number 2", "20 failed with exit code 1", "was not taken on, the guest stays closed"] {
+            assert!(error.to_string().contains(part), "{part:?} is not in {error}");
+        }
     })
     .await;
 }

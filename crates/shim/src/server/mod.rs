@@ -13,7 +13,7 @@ use throughline_sandbox::bundle::Bundle;
 use throughline_sandbox::engine::{Exit, Hardware};
 use throughline_sandbox::image::{ImageBuilder, Images};
 use throughline_sandbox::steps::step;
-use throughline_sandbox::{Known, Sandbox, SandboxError, Waiting, sockets};
+use throughline_sandbox::{Given, Known, Sandbox, SandboxError, Waiting, sockets};
 use tokio::net::UnixListener;
 use tokio::sync::{Mutex, watch};
 use tokio::task::JoinSet;
@@ -55,11 +55,14 @@ impl Server {
     /// Comes to a sandbox, and listens. Nobody else does: the listener is bound under the sandbox's lease.
     pub async fn begin(start: Start) -> Result<Self, ShimError> {
         let (sandbox, keeping) = match start {
-            Start::Create { name, image, hardware, keeping } => (create(name, &image, hardware).await?, Some(keeping)),
-            Start::Restore { name, bundle, keeping } => (restore(name, &bundle).await?, Some(keeping)),
-            Start::Fork { name, bundle, index, keeping } => {
+            Start::Create { name, image, hardware, given, keeping } => {
+                (create(name, &image, hardware, given).await?, Some(keeping))
+            }
+            Start::Restore { name, bundle, given, keeping } => (restore(name, &bundle, given).await?, Some(keeping)),
+            Start::Fork { name, bundle, index, given, keeping } => {
                 let bundle = Bundle::open(&bundle).map_err(SandboxError::from)?;
-                (Sandbox::restore(bundle).forked(index).trusted().name(name).start().await?, Some(keeping))
+                let restore = Sandbox::restore(bundle).forked(index).trusted().name(name).given(given);
+                (restore.start().await?, Some(keeping))
             }
             Start::Wait { .. } => return Err(ShimError::Nonsense("in waiting".to_owned())),
             Start::TakeOver { name } => (Sandbox::take_over(&name).await?, None),
@@ -168,16 +171,17 @@ pub async fn wait(bundle: &Path, index: u64, trusted: bool) -> Result<Waiting, S
     Ok(if trusted { child.trusted() } else { child }.wait().await?)
 }
 
-async fn create(name: Option<String>, image: &str, hardware: Hardware) -> Result<Sandbox, ShimError> {
+async fn create(name: Option<String>, image: &str, hardware: Hardware, given: Given) -> Result<Sandbox, ShimError> {
     let image = image.to_owned();
     let found = tokio::task::spawn_blocking(move || Images::new().open_or_build(&image, &ImageBuilder::new()));
     let image = found.await.map_err(ShimError::memory)?.map_err(SandboxError::from)?;
-    let builder = Sandbox::builder(image).memory_mib(hardware.memory_mib).cpus(hardware.cpus).net(hardware.net);
+    let Hardware { memory_mib, cpus, net } = hardware;
+    let builder = Sandbox::builder(image).memory_mib(memory_mib).cpus(cpus).net(net).given(given);
     Ok(name.into_iter().fold(builder, throughline_sandbox::SandboxBuilder::name).create().await?)
 }
 
-async fn restore(name: Option<String>, bundle: &Path) -> Result<Sandbox, ShimError> {
-    let restore = Sandbox::restore(Bundle::open(bundle).map_err(SandboxError::from)?);
+async fn restore(name: Option<String>, bundle: &Path, given: Given) -> Result<Sandbox, ShimError> {
+    let restore = Sandbox::restore(Bundle::open(bundle).map_err(SandboxError::from)?).given(given);
     Ok(name.into_iter().fold(restore, throughline_sandbox::Restore::name).start().await?)
 }
 

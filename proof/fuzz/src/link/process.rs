@@ -219,6 +219,7 @@ impl Process {
                     clock_ns: 4,
                     flags: 0,
                     entropy,
+                    hostname: None,
                 });
             }
             (Who::Host, 1) => self.core.erase_entropy(),

@@ -1,6 +1,6 @@
 //! A host dies between any two stores of what it tells its guest about the VM itself.
 
-use throughline_ring::{Identity, LinkWord, Side};
+use throughline_ring::{Hostname, Identity, LinkWord, Side};
 
 use super::rig::{Fuse, TestCore, World, survives};
 
@@ -8,7 +8,8 @@ fn identity(seq: u64) -> Identity {
     let fill = seq as u8 * 0x11;
     let wide = u128::from_ne_bytes([fill; 16]);
     let word = u64::from_ne_bytes([fill; 8]);
-    Identity { seq, epoch: wide, parent: wide, index: word, clock_ns: word, flags: word, entropy: [fill; 64] }
+    let hostname = Hostname::new(&format!("{word:x}").repeat(3)).ok();
+    Identity { seq, epoch: wide, parent: wide, index: word, clock_ns: word, flags: word, entropy: [fill; 64], hostname }
 }
 
 fn give(host: &TestCore, seq: u64) {
@@ -42,7 +43,7 @@ fn a_death_while_an_identity_is_written_never_mixes_two() {
         fuse.made()
     };
     let stores = run(u64::MAX);
-    assert!(stores > 34);
+    assert!(stores > 50);
     (0..stores).for_each(|k| {
         run(k);
     });

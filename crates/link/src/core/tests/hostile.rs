@@ -112,7 +112,7 @@ fn rubbish_in_the_links_words_costs_no_channel() {
         attack_link(word, 0);
     }
     // An identity's number that is right, and a block that says anything.
-    for index in [0, 4, 7, 8, 15] {
+    for index in [0, 4, 7, 8, 15, 16, 23] {
         attack_link(LinkWord::IdentityBlock, index);
     }
 }

@@ -148,7 +148,16 @@ fn link<W: Words, B: Bell>(core: &Core<W, B>, number: usize, random: &mut Random
         _ => {
             let seq = core.last_identity().wrapping_add(1);
             let entropy = [1; 64];
-            core.write_identity(&Identity { seq, epoch: 1, parent: 2, index: 3, clock_ns: 4, flags: 5, entropy });
+            core.write_identity(&Identity {
+                seq,
+                epoch: 1,
+                parent: 2,
+                index: 3,
+                clock_ns: 4,
+                flags: 5,
+                entropy,
+                hostname: None,
+            });
             core.erase_entropy();
         }
     }
