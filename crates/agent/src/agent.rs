@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use throughline::{Error, Link};
+use throughline_wire::port;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -20,6 +21,7 @@ use crate::exec::Executor;
 use crate::gate::Gate;
 use crate::identity::Places;
 use crate::reaper::{Reaper, Scope};
+use crate::secrets::Secrets;
 use crate::services::{self, Ledger};
 use crate::spawn::Spawner;
 
@@ -35,6 +37,7 @@ pub struct Agent {
     pub(crate) identity: Cell<(u64, u128)>,
     /// Channels of services that ended with an error.
     pub(crate) failed_channels: Cell<u64>,
+    pub(crate) secrets: Secrets,
     pub(crate) power_off: Notify,
     /// Commands whose channels are open: what they printed may still be on its way.
     pub(crate) commands: watch::Sender<usize>,
@@ -80,6 +83,7 @@ impl Agent {
             },
             ledger: Ledger::default(),
             group,
+            secrets: Secrets::new(options.places.secrets.clone()),
             places: options.places.clone(),
             identity: Cell::new((0, 0)),
             failed_channels: Cell::new(0),
@@ -94,9 +98,12 @@ impl Agent {
     ///
     /// Nothing is served before the first identity has been taken on.
     pub async fn run(self: Rc<Self>, link: Link) -> Result<(), AgentError> {
-        let listeners = services::listeners(&link)?;
         let mut control = pin!(Control::new(&self, &link).run());
         let mut serving = JoinSet::new();
+        // They come before everything else.
+        let secrets = link.listener(port::SECRETS)?;
+        serving.spawn_local(services::serve(Rc::clone(&self), link.clone(), secrets));
+        let listeners = services::listeners(&link)?;
         let reaping = Rc::clone(&self);
         let mut reaping = pin!(async move { reaping.executor.reaper.run().await });
         tokio::select! {

@@ -34,6 +34,8 @@ enum Still {
     Nothing,
     /// Nothing is served, but some of the user's processes may run.
     Services,
+    /// The user's processes, which wait for their secrets: those come over the link.
+    Programs,
     Everything,
 }
 
@@ -74,7 +76,14 @@ impl<'a> Control<'a> {
     /// Follows requests for ever.
     pub(crate) async fn run(mut self) -> Infallible {
         loop {
-            let request = self.link.request().await;
+            let request = tokio::select! {
+                biased;
+                request = self.link.request() => request,
+                () = self.agent.secrets.in_place(), if self.still == Still::Programs => {
+                    self.resume();
+                    continue;
+                }
+            };
             match request {
                 Request::Identity(identity) => self.take_on(&identity).await,
                 Request::Quiesce(number) if self.agent.switches.no_quiesce || self.failed == Some(number) => {
@@ -92,7 +101,7 @@ impl<'a> Control<'a> {
 
     /// Becomes quiet, and says so if it has.
     async fn quiesce(&mut self, number: u64) {
-        self.held = self.silence().await.is_ok();
+        self.held = self.silence().await.is_ok() && self.forget();
         if self.held {
             // Should this fail, taking on an identity tries again, and says why.
             let _ = self.prepare();
@@ -101,6 +110,11 @@ impl<'a> Control<'a> {
             self.failed = Some(number);
             self.resume();
         }
+    }
+
+    /// Takes the secrets away; whether that succeeded.
+    fn forget(&self) -> bool {
+        self.agent.secrets.erase().inspect_err(|error| say(&error.to_string())).is_ok()
     }
 
     /// Becomes the identity with everything silent, then goes on unless the host holds the guest. On a failure
@@ -145,6 +159,7 @@ impl<'a> Control<'a> {
     }
 
     async fn repair(&mut self, identity: &Identity) -> Result<(), IdentityError> {
+        self.agent.secrets.renew(identity.flags & Identity::SECRETS_FOLLOW != 0)?;
         let executor = &self.agent.executor;
         self.prepare()?.take_on(identity, &executor.spawner, &executor.reaper).await
     }
@@ -164,6 +179,10 @@ impl<'a> Control<'a> {
             self.agent.executor.gate.close();
             self.link.freeze();
         }
+        if self.still == Still::Programs {
+            self.still = Still::Everything;
+            self.link.freeze();
+        }
         if self.still == Still::Services {
             if let Some(group) = &self.agent.group {
                 group.freeze(FREEZE_LIMIT).await.inspect_err(|error| say(&error.to_string()))?;
@@ -173,14 +192,19 @@ impl<'a> Control<'a> {
         Ok(())
     }
 
-    /// Lets everything run, if it is silent, the guest has an identity, and the host does not hold it.
+    /// Lets everything run, if it is silent, the guest has an identity, and the host does not hold it; as long as secrets
+    /// are owed, no more than what they come by.
     fn resume(&mut self) {
         let identified = self.agent.identity.get().0 != 0;
         if self.still == Still::Nothing || self.held || self.refused || !identified {
             return;
         }
-        self.still = Still::Nothing;
         self.is_fresh = false;
+        if self.agent.secrets.are_owed() {
+            self.still = Still::Programs;
+            return self.link.thaw();
+        }
+        self.still = Still::Nothing;
         if let Some(group) = &self.agent.group
             && let Err(error) = group.thaw()
         {

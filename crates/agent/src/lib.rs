@@ -26,6 +26,7 @@ pub mod gate;
 pub mod identity;
 pub mod reaper;
 mod rehearsal;
+pub mod secrets;
 mod services;
 pub mod spawn;
 mod sys;

@@ -10,7 +10,7 @@ use common::{WATCHDOG, argv, shell};
 use throughline::{Identity, NotTaken};
 use throughline_agent::control::Switches;
 use throughline_wire::exec::Exit;
-use throughline_wire::{PROTOCOL, decode, encode, info, port, power};
+use throughline_wire::{PROTOCOL, decode, encode, info, port, power, secrets};
 
 /// Long enough for something that must not happen to happen, if it can; a slow machine only makes a test weaker.
 const WRONG: Duration = Duration::from_millis(50);
@@ -157,6 +157,47 @@ fn a_guest_whose_repair_failed_stays_closed_until_the_next_identity() {
         rig.hook("exit 0");
         rig.identify(3).await;
         assert!(command.recv().await.unwrap().is_some());
+    });
+}
+
+#[test]
+fn nothing_runs_before_its_secrets_and_none_is_there_while_the_guest_is_quiet() {
+    rig("secrets", Switches::default(), async |rig| {
+        let hand_over = async |value: &[u8]| {
+            let mut channel = rig.host.connect_with(port::SECRETS).unanswered().messages().await.unwrap();
+            for request in [secrets::Request::Piece { name: "key", data: value }, secrets::Request::End] {
+                channel.send(&encode(&request).unwrap()).await.unwrap();
+            }
+            decode::<secrets::Reply>(&channel.recv().await.unwrap().unwrap()).unwrap()
+        };
+        let file = rig.file("secrets/key");
+        let show = shell(&format!("cat {}", file.display()));
+        let follow = |seq| Identity { flags: Identity::SECRETS_FOLLOW, ..identity(seq) };
+        rig.host.give_identity(&follow(1));
+        rig.host.identity_taken(WATCHDOG).await.unwrap();
+        let mut early = rig.start(show.clone()).await;
+        assert!(tokio::time::timeout(WRONG, early.recv()).await.is_err(), "served without its secrets");
+        assert_eq!(hand_over(b"one").await, secrets::Reply::InPlace);
+        assert_eq!(rig.finish(early).await.0, b"one");
+
+        rig.host.quiesce(WATCHDOG).await.unwrap();
+        assert_eq!(std::fs::read(&file).unwrap(), [0; 3]);
+        let mut early = rig.start(show.clone()).await;
+        rig.host.lift_quiesce();
+        assert!(tokio::time::timeout(WRONG, early.recv()).await.is_err(), "served without its secrets");
+        // Quiet once more while they are owed.
+        rig.host.quiesce(WATCHDOG).await.unwrap();
+        rig.host.lift_quiesce();
+        assert!(tokio::time::timeout(WRONG, early.recv()).await.is_err() && rig.is_frozen());
+        assert_eq!(hand_over(b"one").await, secrets::Reply::InPlace);
+        assert_eq!(rig.finish(early).await.0, b"one");
+        // Whoever does not know whether they are there hands them over.
+        assert_eq!(hand_over(b"one").await, secrets::Reply::InPlace);
+        assert_eq!(rig.run(show).await.0, b"one");
+
+        rig.identify(2).await;
+        assert!(!file.exists(), "another identity has none");
+        assert_eq!(rig.run(argv(&["true"])).await.1, Some(Exit::Code(0)));
     });
 }
 

@@ -205,6 +205,11 @@ pub struct Given {
     /// Host name of the guest; of a fork's children too, where `{index}` stands for a child's number. A random one without
     #[arg(long)]
     pub hostname: Option<String>,
+    /// Give the guest a secret: its file /run/secrets/NAME, which is in no snapshot and no child that is not given it.
+    /// With `fork`, `NAME` alone hands on the sandbox's own. What a process has read lies in its memory, and is in
+    /// snapshots for as long as it does. `=VALUE` shows in this host's list of processes, `=@FILE` does not
+    #[arg(long = "secret", value_name = "NAME=VALUE|NAME=@FILE")]
+    pub secrets: Vec<String>,
 }
 
 /// How to run a command.

@@ -11,6 +11,7 @@ use throughline_shim::api::{Failure, Kind};
 use throughline_shim::pool::Keeper;
 use throughline_shim::server::{self, Server};
 use throughline_shim::start::{Outcome, Program, Start, Take};
+use zeroize::Zeroizing;
 
 use crate::error::CliError;
 
@@ -80,7 +81,8 @@ fn kind(error: &ShimError) -> Kind {
 /// The next line of the standard input; `None` at its end.
 async fn read<T: DeserializeOwned + Send + 'static>() -> Result<Option<T>, CliError> {
     let line = || {
-        let mut line = String::new();
+        // It may have secrets.
+        let mut line = Zeroizing::new(String::new());
         std::io::stdin().lock().read_line(&mut line).map_err(CliError::io("read what to do"))?;
         if line.is_empty() {
             return Ok(None);

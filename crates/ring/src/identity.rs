@@ -26,7 +26,7 @@ pub struct Identity {
     pub index: u64,
     /// The host's `CLOCK_REALTIME`, in nanoseconds, just before the VM runs.
     pub clock_ns: u64,
-    /// What to renew: see [`Identity::RENEW_NAMES`].
+    /// What to do: [`Identity::RENEW_NAMES`], [`Identity::SECRETS_FOLLOW`].
     pub flags: u64,
     /// Random bytes for the guest kernel's pool; zeroed once they are used.
     pub entropy: [u8; 64],
@@ -40,6 +40,8 @@ impl Identity {
     /// Flag: a rehearsal of the identity that comes next. The guest's agent goes through everything that taking it on
     /// and a first command will execute, but the hooks; then it stays as silent as it was.
     pub const REHEARSE: u64 = 2;
+    /// Flag: the user's secrets follow, and nothing of the user's runs before them.
+    pub const SECRETS_FOLLOW: u64 = 4;
 
     /// In the guest's acknowledgement, beside the number: it could not be taken on, and the guest stays closed.
     pub const REFUSED: u64 = 1 << 63;

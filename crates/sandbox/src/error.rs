@@ -57,6 +57,17 @@ pub enum SandboxError {
     /// The guest could not take on its identity: a hook of its image failed, or another repair.
     #[error("{0}; its console ends with:\n{1}")]
     Refused(throughline::NotTaken, String),
+    /// Its secrets.
+    #[error(transparent)]
+    Secret(#[from] crate::SecretError),
+    /// A guest that waits for its secrets cannot become quiet.
+    #[error("the guest has not taken its secrets since it was quiet last; its console ends with:\n{0}")]
+    SecretsPending(String),
+    /// A guest that has secrets did not become quiet: they would be in the snapshot.
+    #[error(
+        "{0}; a guest that has secrets takes them away as it becomes quiet, so there is no snapshot of it without; its console ends with:\n{1}"
+    )]
+    SecretsNotQuiet(throughline::Unanswered, String),
     /// Not a host name.
     #[error(transparent)]
     Hostname(#[from] throughline::HostnameError),

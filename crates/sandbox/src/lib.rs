@@ -25,6 +25,7 @@ mod known;
 mod places;
 pub mod pool;
 mod sandbox;
+mod secrets;
 pub mod sockets;
 pub mod steps;
 pub mod stock;
@@ -41,6 +42,7 @@ pub use sandbox::{
     Checkpoint, Checkpoints, Record, Restore, Sandbox, SandboxBuilder, Snapshot, SnapshotReport, Stage, Timings,
     Waiting, Wanted,
 };
+pub use secrets::{SecretError, Secrets};
 pub use zygote::Zygote;
 
 /// Where snapshots that have a name lie.

@@ -12,6 +12,7 @@ use throughline_sandbox::engine::Hardware;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{ChildStdin, ChildStdout, Command};
 use tokio::time::timeout;
+use zeroize::Zeroizing;
 
 use crate::ShimError;
 use crate::api::{Failure, Kind};
@@ -205,7 +206,8 @@ impl InWaiting {
         let failed = |source| ShimError::Start { program: self.program.clone(), source };
         let told = async {
             if let Some(stdin) = &mut self.stdin {
-                let mut line = serde_json::to_vec(question)?;
+                // It may have secrets.
+                let mut line = Zeroizing::new(serde_json::to_vec(question)?);
                 line.push(b'\n');
                 stdin.write_all(&line).await?;
             }

@@ -8,6 +8,7 @@
 //!   port::INFO      messages           who the guest is now: info::Request →, ← info::Info
 //!   port::POWER     messages           end the guest: power::Request →, ← power::Reply
 //!   port::FILES     messages           files into the guest and out of it: files::Request →, data both ways, ← files::Reply
+//!   port::SECRETS   messages           the user's secrets: secrets::Request →, ← secrets::Reply
 //!   port::ECHO      messages, stream   what comes goes back
 //!   port::ECHO_POLL messages           the same by busy polling, after an echo::Poll
 //!   port::TICKER    messages           a clock to measure stand-still with: ticker::Request →, ← ticker::Tick
@@ -44,6 +45,7 @@ pub mod info;
 pub mod port;
 pub mod power;
 pub mod report;
+pub mod secrets;
 pub mod sequence;
 pub mod ticker;
 
@@ -51,4 +53,4 @@ pub use codec::{DecodeError, EncodeError, Message, decode, encode};
 
 /// Version of this protocol. The agent stores it in its page of the region when it attaches, so a host
 /// that takes over a restored guest knows it although nobody greets it again.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;

@@ -8,6 +8,8 @@ pub const INFO: u32 = 2;
 pub const POWER: u32 = 3;
 /// Files into the guest and out of it; see [`crate::files`].
 pub const FILES: u32 = 4;
+/// The user's secrets; see [`crate::secrets`].
+pub const SECRETS: u32 = 5;
 /// Plain echo of messages or of a stream.
 pub const ECHO: u32 = 7;
 /// Echo by busy polling; see [`crate::echo`].
@@ -23,4 +25,4 @@ pub const REPORT: u32 = 21;
 pub const FIRST_FREE: u32 = 1024;
 
 /// All of the agent's ports.
-pub const ALL: [u32; 9] = [EXEC, INFO, POWER, FILES, ECHO, ECHO_POLL, TICKER, SEQUENCE, REPORT];
+pub const ALL: [u32; 10] = [EXEC, INFO, POWER, FILES, SECRETS, ECHO, ECHO_POLL, TICKER, SEQUENCE, REPORT];

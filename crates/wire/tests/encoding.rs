@@ -6,7 +6,9 @@ use throughline_wire::exec::{
     Event, Exit, Failure, FailureKind, MAX_DATA, Request, STDIN_WINDOW, Start, Status, StdinWindow, WindowSize,
 };
 use throughline_wire::sequence::{Params, Seen, Sent};
-use throughline_wire::{DecodeError, EncodeError, Message, decode, echo, encode, info, port, power, report, ticker};
+use throughline_wire::{
+    DecodeError, EncodeError, Message, decode, echo, encode, info, port, power, report, secrets, ticker,
+};
 
 fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write;
@@ -47,6 +49,18 @@ fn exec_requests_have_golden_bytes() {
     golden(&Request::Signal { number: 15, group: true }, &mut Vec::new(), "031e01");
     golden(&Request::Query, &mut Vec::new(), "04");
     golden(&Request::Resize(WindowSize { rows: 1, cols: 2 }), &mut Vec::new(), "050102");
+}
+
+#[test]
+fn secrets_have_golden_bytes_and_stay_out_of_logs() {
+    let piece = secrets::Request::Piece { name: "key", data: b"hush" };
+    golden(&piece, &mut Vec::new(), "00036b65790468757368");
+    assert_eq!(format!("{piece:?}"), "Piece { name: \"key\", len: 4 }");
+    golden(&secrets::Request::End, &mut Vec::new(), "01");
+    golden(&secrets::Reply::InPlace, &mut Vec::new(), "00");
+    golden(&secrets::Reply::Failed("no".into()), &mut Vec::new(), "01026e6f");
+    let most = secrets::Request::Piece { name: &"n".repeat(secrets::MAX_NAME), data: &[0; secrets::MAX_DATA] };
+    encode(&most).unwrap();
 }
 
 #[test]

@@ -105,6 +105,8 @@ impl<'a, O: Outbox> Session<'a, O> {
                 Output::Stderr => Event::Stderr { at, data },
             };
             self.send(&event).await?;
+            // A snapshot may come long before the next output does.
+            buffer[..length].fill(0);
             at += length as u64;
         }
     }

@@ -14,6 +14,7 @@ use std::time::Duration;
 use throughline::Identity;
 
 use crate::reaper::Reaper;
+use crate::secrets::SecretError;
 use crate::spawn::Spawner;
 
 use files::Files;
@@ -30,11 +31,13 @@ pub struct Places {
     pub run: PathBuf,
     /// `/`: the user's root, in which files are copied.
     pub root: PathBuf,
+    /// `/run/secrets`: the user's secrets.
+    pub secrets: PathBuf,
 }
 
 impl Default for Places {
     fn default() -> Self {
-        Self { etc: "/etc".into(), run: "/run/throughline".into(), root: "/".into() }
+        Self { etc: "/etc".into(), run: "/run/throughline".into(), root: "/".into(), secrets: "/run/secrets".into() }
     }
 }
 
@@ -50,6 +53,9 @@ pub enum IdentityError {
     /// A file could not be written.
     #[error(transparent)]
     Files(#[from] FilesError),
+    /// Secrets of the former one could not be taken away.
+    #[error(transparent)]
+    Secrets(#[from] SecretError),
     /// A hook failed.
     #[error(transparent)]
     Hook(#[from] HookError),

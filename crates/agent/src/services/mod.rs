@@ -5,6 +5,7 @@ mod files;
 mod info;
 mod power;
 mod report;
+mod secrets;
 mod sequence;
 mod ticker;
 
@@ -61,9 +62,9 @@ impl Turn {
     }
 }
 
-/// Takes the listeners of all ports, which the link's builder was given.
+/// Takes the listeners of all ports but the secrets', which the link's builder was given.
 pub(crate) fn listeners(link: &Link) -> Result<Vec<Listener>, Error> {
-    port::ALL.iter().map(|&port| link.listener(port)).collect()
+    port::ALL.iter().filter(|port| **port != port::SECRETS).map(|&port| link.listener(port)).collect()
 }
 
 /// Accepts on one port for ever.
@@ -100,6 +101,7 @@ async fn handle(agent: &Agent, link: &Link, port: u32, channel: Channel) -> Resu
         (port::TICKER, Channel::Messages(messages)) => ticker::serve(messages).await,
         (port::FILES, Channel::Messages(messages)) => files::serve(agent, messages).await,
         (port::INFO, Channel::Messages(messages)) => info::serve(agent, link, messages).await,
+        (port::SECRETS, Channel::Messages(messages)) => secrets::serve(&agent.secrets, messages).await,
         (port::POWER, Channel::Messages(messages)) => power::serve(agent, messages).await,
         // A kind that the port does not serve: the channel closes.
         (_, Channel::Stream(_) | Channel::Messages(_)) => Ok(()),

@@ -64,7 +64,8 @@ impl Rig {
         let host = Link::host(region, sidecar).doorbell(host_bell).attach().unwrap();
         let builder = Link::guest(guest).doorbell(guest_bell).agent_version(PROTOCOL);
         let guest = port::ALL.into_iter().fold(builder, LinkBuilder::listen).attach().unwrap();
-        let places = Places { etc: folder.join("etc"), run: folder.join("run"), root: folder.join("root") };
+        let place = |name| folder.join(name);
+        let places = Places { etc: place("etc"), run: place("run"), root: place("root"), secrets: place("secrets") };
         std::fs::create_dir(&places.etc).unwrap();
         std::fs::create_dir(&places.root).unwrap();
         let options = Options { group: Some(&group), is_init: false, places, switches };

@@ -28,7 +28,7 @@ struct Child {
 /// Spawns the children, and says what became of each.
 pub async fn run(fork: Fork, json: bool) -> Result<u8, CliError> {
     let names = names(&fork);
-    let given = given::read(fork.given, fork.count)?;
+    let given = given::read_for_children(fork.given, fork.count, &fork.name)?;
     let remote = connect(&fork.name).await?;
     // Gone with this process; the children do not need it once they are there.
     let place = Place::new()?;

@@ -78,7 +78,7 @@ async fn connect(name: &str) -> Result<Remote, CliError> {
 
 async fn create(run: Run, json: bool) -> Result<u8, CliError> {
     let Run { name, memory, cpus, net, image, given, keep, how, command } = run;
-    let given = given::read(given, 0)?;
+    let given = given::read(given)?;
     image::ensure(&image, json).await?;
     let hardware = Hardware { memory_mib: memory, cpus, net };
     let start = Start::Create { name, image, hardware, given, keeping: keep.keeping() };

@@ -28,7 +28,7 @@ pub async fn run(verb: SnapshotVerb, json: bool) -> Result<u8, CliError> {
             Ok(0)
         }
         SnapshotVerb::Restore { snapshot, name, given, keep } => {
-            let given = given::read(given, 0)?;
+            let given = given::read(given)?;
             let bundle = snapshot_place(&snapshot)?;
             let start = Start::Restore { name, bundle, given, keeping: keep.keeping() };
             let name = Program::this().start(&start).await?;

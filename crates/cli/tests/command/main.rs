@@ -10,6 +10,7 @@ mod forks;
 mod kills;
 mod pools;
 mod schema;
+mod secrets;
 mod support;
 mod terminals;
 mod tour;

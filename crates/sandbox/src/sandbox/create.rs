@@ -58,6 +58,14 @@ impl SandboxBuilder {
         self
     }
 
+    /// A secret: the file `/run/secrets/NAME` of the guest, which everybody in it may read, of up to 64 KiB; there whenever
+    /// something of the user's runs, and in no snapshot. What a process has read lies in its own memory, and is in
+    /// snapshots for as long as it is there. The name is a file's: letters, digits, `-`, `_` and `.`.
+    pub fn secret(mut self, name: impl Into<String>, value: impl Into<Vec<u8>>) -> Self {
+        self.given.secrets.insert(name, value);
+        self
+    }
+
     /// Everything that the guest is given.
     pub fn given(mut self, given: Given) -> Self {
         self.given = given;
@@ -112,11 +120,13 @@ impl SandboxBuilder {
         let started = Instant::now();
         self.hardware.check_new()?;
         let hostname = self.given.hostname_of(0)?;
+        self.given.secrets.check()?;
         if self.hardware.net == Net::User && !self.image.has_network() {
             return Err(ImageError::NoNetwork { kernel: self.image.kernel_version().to_owned() }.into());
         }
         let name = self.name.take().map_or_else(random_name, Ok)?;
         let places = Places::claim(&name)?;
+        self.given.secrets.write(&places)?;
         let current = places.current();
         let region = Region::create(&current.join("region"), &self.geometry)?;
         let sidecar = Sidecar::create(&current.join("sidecar"), &region)?;
@@ -127,13 +137,17 @@ impl SandboxBuilder {
             region: region_file(&region)?,
             rootfs: self.image.open_rootfs()?,
         };
-        let kernel_arguments = std::mem::take(&mut self.kernel_arguments);
+        let mut kernel_arguments = std::mem::take(&mut self.kernel_arguments);
+        if !self.given.secrets.is_empty() {
+            // What a process that has ended had read must not lie in the next snapshot.
+            kernel_arguments.push("init_on_free=1".to_owned());
+        }
         let spec = BootSpec { config, image: &self.image, kernel_arguments, ram: current.join("ram") };
         let vm = Arc::from(engine.boot(spec).await?);
         let machine = started.elapsed();
         let starting = Starting { vm, places, deadline: self.deadline, started, former: None };
         match self.greet(&starting, region, sidecar, hostname).await {
-            Ok((link, about)) => starting.ready(link, about, machine),
+            Ok((link, about)) => starting.ready(link, about, machine, std::mem::take(&mut self.given.secrets)),
             Err(error) => Err(starting.abandon(error).await),
         }
     }
@@ -153,8 +167,9 @@ impl SandboxBuilder {
         if agent != throughline_wire::PROTOCOL {
             return Err(SandboxError::Agent { found: agent, expected: throughline_wire::PROTOCOL });
         }
-        link.give_identity(&identity(1, timeline, hostname)?);
+        link.give_identity(&identity(1, timeline, hostname, &self.given.secrets)?);
         starting.answer(link.identity_taken(starting.deadline)).await?;
+        starting.hand_over(&link, &self.given.secrets).await?;
         Ok((link, self.about(agent)))
     }
 

@@ -3,6 +3,7 @@
 mod bell;
 mod checkpoint;
 mod create;
+mod hand_over;
 pub(crate) mod record;
 mod restore;
 mod roll_back;
@@ -50,6 +51,8 @@ pub struct Sandbox {
     quiet: Duration,
     /// Held while a snapshot is taken: one at a time, each in its turn.
     snapshots: tokio::sync::Mutex<()>,
+    /// What the guest has to be given again each time that it was quiet.
+    owed: hand_over::Owed,
 }
 
 /// What a snapshot has to say of a sandbox.
@@ -229,6 +232,7 @@ impl Sandbox {
 
 impl Drop for Sandbox {
     fn drop(&mut self) {
+        self.owed.stop();
         if self.ends.load(Ordering::Relaxed) {
             self.vm.end();
         }

@@ -19,7 +19,7 @@ use crate::image::Images;
 use crate::places::{PlaceError, Places};
 use crate::steps::step;
 use crate::zeros::{PAGE, is_zero};
-use crate::{Given, SandboxError};
+use crate::{Given, SandboxError, Secrets};
 
 /// How to restore a bundle. Made by [`Sandbox::restore`].
 #[must_use = "nothing is restored before `start`"]
@@ -65,6 +65,16 @@ impl Restore {
     /// of a child `{index}` stands for its number. One that follows from its machine-id without this.
     pub fn hostname(mut self, hostname: impl Into<String>) -> Self {
         self.given.hostname = Some(hostname.into());
+        self
+    }
+
+    /// A secret: the file `/run/secrets/NAME` of the guest, which everybody in it may read, of up to 64 KiB; there whenever
+    /// something of the user's runs, and in no snapshot. What a process has read lies in its own memory, and is in
+    /// snapshots for as long as it is there. The name is a file's: letters, digits, `-`, `_` and `.`.
+    ///
+    /// A restored guest has those that are given to it here, and no others.
+    pub fn secret(mut self, name: impl Into<String>, value: impl Into<Vec<u8>>) -> Self {
+        self.given.secrets.insert(name, value);
         self
     }
 
@@ -144,6 +154,7 @@ impl Restore {
             return Err(SandboxError::ChildZero);
         }
         let hostname = self.given.hostname_of(self.index)?;
+        self.given.secrets.check()?;
         let engine = self.engine.take().unwrap_or_else(|| Arc::new(Qemu::new()));
         self.bundle.check_machine(&engine.capabilities().await?.machine)?;
         self.check_agent()?;
@@ -171,6 +182,10 @@ impl Restore {
         let machine = started.elapsed();
         step("loaded");
         tracing::debug!(after = ?machine, "loaded");
+        let secrets = match lost {
+            Some(_) => Secrets::read(&places)?,
+            None => std::mem::take(&mut self.given.secrets),
+        };
         let former = lost.map(|lost| lost.record);
         let starting = Starting { vm, places, deadline: self.deadline, started, former };
         let checked = checking.await.map_err(|error| SandboxError::io("check the RAM")(io::Error::other(error)));
@@ -184,7 +199,9 @@ impl Restore {
             Ok((link, timeline))
         });
         match attached {
-            Ok((link, timeline)) => Ok(Loaded { starting, link, timeline, hostname, about: self.about(), machine }),
+            Ok((link, timeline)) => {
+                Ok(Loaded { starting, link, timeline, hostname, secrets, about: self.about(), machine })
+            }
             Err(error) => Err(starting.abandon(error).await),
         }
     }
@@ -263,6 +280,7 @@ pub(super) struct Loaded {
     pub(super) link: Link,
     pub(super) timeline: Timeline,
     pub(super) hostname: Option<Hostname>,
+    secrets: Secrets,
     about: About,
     machine: Duration,
 }
@@ -280,22 +298,24 @@ impl Loaded {
     /// user's run.
     pub(super) async fn wake(self) -> Result<Sandbox, SandboxError> {
         match self.become_somebody().await {
-            Ok(()) => self.starting.ready(self.link, self.about, self.machine),
+            Ok(()) => self.starting.ready(self.link, self.about, self.machine, self.secrets),
             Err(error) => Err(self.starting.abandon(error).await),
         }
     }
 
     async fn become_somebody(&self) -> Result<(), SandboxError> {
         let Self { starting, link, .. } = self;
+        self.secrets.write(&starting.places)?;
         // The clock last, just before the guest runs.
-        link.give_identity(&identity(link.identity_seq() + 1, self.timeline, self.hostname)?);
+        link.give_identity(&identity(link.identity_seq() + 1, self.timeline, self.hostname, &self.secrets)?);
         link.lift_quiesce();
         step("identify");
         tracing::debug!(after = ?starting.started.elapsed(), "attached");
         starting.vm.resume().await?;
         step("running");
         tracing::debug!(after = ?starting.started.elapsed(), "running");
-        starting.answer(link.identity_taken(starting.deadline)).await
+        starting.answer(link.identity_taken(starting.deadline)).await?;
+        starting.hand_over(link, &self.secrets).await
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use throughline::Link;
 
+use super::hand_over::{Owed, Turn};
 use super::record::now_ms;
 use super::{About, Sandbox, Wanted, carried};
 use crate::SandboxError;
@@ -70,7 +71,10 @@ struct Quiet {
 impl Quiet {
     /// Asks the guest to be quiet, and freezes the link. Whether the guest is quiet: if it has to be, and is
     /// not, that is the error, and the link is not frozen.
-    async fn ask(self, link: &Link, vm: &dyn Vm) -> Result<bool, SandboxError> {
+    ///
+    /// A guest that was asked owes its secrets: whoever lets it go on hands them over again in this turn.
+    async fn ask(self, link: &Link, vm: &dyn Vm, owed: &Owed) -> Result<(bool, Turn), SandboxError> {
+        let turn = owed.settled(self.deadline).await?;
         let quiet = tokio::select! {
             biased;
             quiet = link.quiesce(self.deadline) => quiet,
@@ -78,15 +82,21 @@ impl Quiet {
         };
         let quiesced = match quiet {
             Ok(()) => true,
-            Err(unanswered) if self.optional => {
+            Err(unanswered) if self.optional && owed.is_empty() => {
                 tracing::warn!(%unanswered, "the snapshot is not quiesced");
                 false
             }
-            Err(unanswered) => return Err(SandboxError::NotQuiet(unanswered, vm.console())),
+            Err(unanswered) => {
+                // It may have become quiet just then.
+                owed.again(turn);
+                let console = vm.console();
+                let why = if self.optional { SandboxError::SecretsNotQuiet } else { SandboxError::NotQuiet };
+                return Err(why(unanswered, console));
+            }
         };
         link.freeze();
         step("quiet");
-        Ok(quiesced)
+        Ok((quiesced, turn))
     }
 }
 
@@ -98,14 +108,15 @@ struct Section {
     draft: Draft,
     capture: Capture,
     quiet: Quiet,
+    owed: Owed,
     observer: Observer,
 }
 
 impl Section {
     async fn run(self) -> Result<Copied, SandboxError> {
-        let Self { link, vm, draft, capture, quiet, observer } = self;
+        let Self { link, vm, draft, capture, quiet, owed, observer } = self;
         (observer)(Stage::Quieting);
-        let quiesced = quiet.ask(&link, &*vm).await?;
+        let (quiesced, turn) = quiet.ask(&link, &*vm, &owed).await?;
         let paused = Instant::now();
         let result = copy_paused(&link, &*vm, &draft, capture, &observer).await;
         // The guest goes on, whether that worked or not.
@@ -113,6 +124,7 @@ impl Section {
         let stand_still = paused.elapsed();
         link.thaw();
         link.lift_quiesce();
+        owed.again(turn);
         (observer)(Stage::Resumed);
         step("resumed");
         let (ram, carried) = result?;
@@ -193,7 +205,8 @@ impl Snapshot<'_> {
         step("capture");
         // The bulk of RAM is copied while the guest runs; what it changes meanwhile is corrected later.
         let capture = blocking(move || Capture::begin(source, &image)).await?;
-        let section = Section { link: sandbox.link.clone(), vm: sandbox.vm.clone(), draft, capture, quiet, observer };
+        let (link, vm, owed) = (sandbox.link.clone(), sandbox.vm.clone(), sandbox.owed.clone());
+        let section = Section { link, vm, draft, capture, quiet, owed, observer };
         let section = tokio::spawn(section.run()).await;
         let copied = section.map_err(|error| SandboxError::io("take the snapshot")(std::io::Error::other(error)))??;
         let Copied { draft, quiesced, ram, carried, stand_still } = copied;
@@ -237,7 +250,7 @@ impl Snapshot<'_> {
         let Self { sandbox, place, quiet, observer } = self;
         let draft = sandbox.draft(&place)?;
         observer(Stage::Quieting);
-        let quiesced = quiet.ask(&sandbox.link, &*sandbox.vm).await?;
+        let (quiesced, _turn) = quiet.ask(&sandbox.link, &*sandbox.vm, &sandbox.owed).await?;
         sandbox.change(|record| record.stopping = Some(place))?;
         ends.armed.store(true, Ordering::Relaxed);
         sandbox.vm.pause().await?;
@@ -295,6 +308,7 @@ impl Sandbox {
         }
         self.link.thaw();
         self.link.lift_quiesce();
+        self.owed.now();
     }
 
     /// A draft, which a successor removes if this process dies.

@@ -7,11 +7,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use throughline::{Hostname, Identity, Link, NotTaken, Origin, Region, Sidecar, Timeline};
 
+use super::hand_over::{Owed, hand_over};
 use super::{About, Record, Sandbox, Timings, bell};
-use crate::SandboxError;
 use crate::engine::{Exit, Vm};
 use crate::places::Places;
 use crate::steps::step;
+use crate::{SandboxError, Secrets};
 
 /// What the agent says when it refuses an identity.
 const REFUSAL: &str = "was not taken on, the guest stays closed: ";
@@ -52,6 +53,16 @@ impl Starting {
         }
     }
 
+    /// Hands the guest its secrets, after it has taken on its identity: only then does anything of the user's run.
+    pub(super) async fn hand_over(&self, link: &Link, secrets: &Secrets) -> Result<(), SandboxError> {
+        tokio::select! {
+            handed = tokio::time::timeout(self.deadline, Box::pin(hand_over(link, secrets))) => {
+                handed.unwrap_or_else(|_| Err(SandboxError::SecretsPending(self.vm.console())))
+            }
+            exit = self.vm.exited() => Err(SandboxError::Ended(Box::new(exit))),
+        }
+    }
+
     /// The end of the console, on which a guest that refused has said why: it may still be on its way.
     async fn reason(&self) -> String {
         let mut looks = 0..LOOKS;
@@ -65,7 +76,13 @@ impl Starting {
     }
 
     /// The guest is ready: from here on there is a sandbox, whatever becomes of this process.
-    pub(super) fn ready(mut self, link: Link, mut about: About, machine: Duration) -> Result<Sandbox, SandboxError> {
+    pub(super) fn ready(
+        mut self,
+        link: Link,
+        mut about: About,
+        machine: Duration,
+        secrets: Secrets,
+    ) -> Result<Sandbox, SandboxError> {
         about.timings = Timings { machine, ready: self.started.elapsed() };
         let record = match self.former.take() {
             Some(former) => former.gone_back(&link, self.vm.record()),
@@ -78,6 +95,7 @@ impl Starting {
         let bell = bell::Reconnecting::start(link.clone(), self.vm.clone());
         Ok(Sandbox {
             _bell: bell,
+            owed: Owed::new(link.clone(), self.vm.clone(), secrets),
             link,
             vm: self.vm,
             places: self.places,
@@ -100,20 +118,27 @@ impl Starting {
 }
 
 /// A new identity for a timeline, with the host's clock and fresh entropy.
-pub(super) fn identity(seq: u64, timeline: Timeline, hostname: Option<Hostname>) -> Result<Identity, SandboxError> {
+pub(super) fn identity(
+    seq: u64,
+    timeline: Timeline,
+    hostname: Option<Hostname>,
+    secrets: &Secrets,
+) -> Result<Identity, SandboxError> {
     let mut entropy = [0; 64];
     rustix::rand::getrandom(&mut entropy, rustix::rand::GetRandomFlags::empty())
         .map_err(|error| SandboxError::io("gather entropy")(error.into()))?;
     // A clock before 1970 is no clock; the guest then keeps its own.
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    // What comes back is the same machine to others; its twin is dead.
+    let names = if timeline.origin == Origin::RolledBack { 0 } else { Identity::RENEW_NAMES };
+    let follow = if secrets.is_empty() { 0 } else { Identity::SECRETS_FOLLOW };
     Ok(Identity {
         seq,
         epoch: timeline.epoch,
         parent: timeline.parent,
         index: timeline.index,
         clock_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
-        // What comes back is the same machine to others; its twin is dead.
-        flags: if timeline.origin == Origin::RolledBack { 0 } else { Identity::RENEW_NAMES },
+        flags: names | follow,
         entropy,
         hostname,
     })

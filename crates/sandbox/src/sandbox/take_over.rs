@@ -7,13 +7,14 @@ use std::sync::Arc;
 
 use throughline::{Link, Region, Sidecar};
 
+use super::hand_over::Owed;
 use super::record::{Record, Wanted};
 use super::roll_back::go_back;
 use super::{Sandbox, bell};
-use crate::SandboxError;
 use crate::bundle::Draft;
 use crate::engine::{Engine, Qemu};
 use crate::places::Places;
+use crate::{SandboxError, Secrets};
 
 impl Sandbox {
     /// Takes over the sandbox of a name, of which no process has the lease. The guest notices nothing: its channels
@@ -62,6 +63,7 @@ impl Sandbox {
         let about = record.about();
         Ok(Self {
             _bell: bell,
+            owed: Owed::new(link.clone(), vm.clone(), Secrets::read(&places)?),
             link,
             vm,
             places,
@@ -87,6 +89,8 @@ impl Sandbox {
             }
         }
         self.link.lift_quiesce();
+        // It may have been quiet, and nobody knows whether they are in place again.
+        self.owed.now();
         Ok(())
     }
 }

@@ -8,6 +8,7 @@ use super::create::random_name;
 use super::restore::{Loaded, Restore};
 use super::start::identity;
 use super::{Sandbox, SandboxError};
+use crate::Secrets;
 use crate::engine::VmRecord;
 use crate::places::Places;
 
@@ -69,7 +70,7 @@ impl Loaded {
     async fn rehearse(&self) -> Result<(), SandboxError> {
         let Self { starting, link, .. } = self;
         for _ in 0..REHEARSALS {
-            let identity = identity(link.identity_seq() + 1, self.timeline, self.hostname)?;
+            let identity = identity(link.identity_seq() + 1, self.timeline, self.hostname, &Secrets::default())?;
             link.give_identity(&Identity { flags: identity.flags | Identity::REHEARSE, ..identity });
             starting.vm.resume().await?;
             starting.answer(link.identity_taken(starting.deadline)).await?;

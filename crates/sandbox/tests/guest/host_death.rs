@@ -19,7 +19,7 @@ use crate::support::{Reader, folder, name, places, template, watched};
 
 /// Tells the inner half the sandbox's name, and where to put a bundle.
 pub const NAME: &str = "THROUGHLINE_TEST_NAME";
-const PLACE: &str = "THROUGHLINE_TEST_PLACE";
+pub const PLACE: &str = "THROUGHLINE_TEST_PLACE";
 
 /// A host process that ran as far as it says, and was then killed.
 pub fn killed_host(test: &str, name: &str, place: &Path) -> String {

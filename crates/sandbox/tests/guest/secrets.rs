@@ -1,5 +1,8 @@
 //! What was sent and consumed is in no snapshot of the connection.
 
+#[path = "secret_files.rs"]
+mod secret_files;
+
 use std::collections::HashSet;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -30,12 +33,12 @@ fn canary(number: u64, longest: usize) -> Vec<u8> {
 }
 
 /// The pieces of the canaries that are searched for; whatever is left of one, of 15 bytes and more, has a whole one.
-fn pieces(canaries: &[Vec<u8>]) -> HashSet<[u8; WINDOW]> {
+pub fn pieces(canaries: &[Vec<u8>]) -> HashSet<[u8; WINDOW]> {
     canaries.iter().flat_map(|canary| canary.as_chunks::<WINDOW>().0).copied().collect()
 }
 
 /// How many of these pieces a file of a bundle has.
-fn found(bundle: &Bundle, name: &str, pieces: &HashSet<[u8; WINDOW]>) -> usize {
+pub fn found(bundle: &Bundle, name: &str, pieces: &HashSet<[u8; WINDOW]>) -> usize {
     let file: File = bundle.file(name).unwrap();
     let length = file.metadata().unwrap().len();
     // A piece may lie across the end of a page.
