@@ -122,6 +122,18 @@ async fn vm_secrets_are_there_again_after_the_host_process_died_in_the_middle_of
     .await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn vm_secrets_are_there_again_after_going_back_to_a_checkpoint() {
+    watched(async {
+        let sandbox = Sandbox::restore(template().await).secret("key", "kept").start().await.unwrap();
+        sandbox.checkpoint().await.unwrap();
+        assert_eq!(text(&sandbox, &format!("cat {KEY}")).await, "kept");
+        let back = sandbox.roll_back().await.unwrap();
+        assert_eq!(text(&back, &format!("cat {KEY}")).await, "kept");
+    })
+    .await;
+}
+
 fn holds(file: &Path, value: &str) -> bool {
     fs::read(file).unwrap().windows(value.len()).any(|window| window == value.as_bytes())
 }
