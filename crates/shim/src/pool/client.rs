@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use throughline_sandbox::sockets;
 use tokio::net::UnixStream;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::{Answer, Call, Create, Reply, Request, SOCKET, Source, VERSION, folder};
 use crate::ShimError;
@@ -14,6 +14,11 @@ use crate::start::{Keeping, Program};
 
 /// How long a keeper may take for an answer. A child may have to be loaded first.
 const DEADLINE: Duration = Duration::from_mins(3);
+
+/// How long a keeper may take to end.
+const ENDING: Duration = Duration::from_secs(10);
+/// Between two looks whether it has.
+const LOOK: Duration = Duration::from_millis(2);
 
 /// How a pool stands.
 #[derive(Clone, Debug)]
@@ -78,7 +83,16 @@ pub async fn remove(pool: &str) -> Result<(), ShimError> {
     if folder::remove_dead(pool)? {
         return Ok(());
     }
-    ask(pool, Call::Remove).await.map(|_| ())
+    ask(pool, Call::Remove).await?;
+    let path = folder::path(pool)?;
+    let gone = async {
+        while path.exists() {
+            sleep(LOOK).await;
+        }
+    };
+    // A keeper that dies meanwhile leaves a folder that hinders nobody.
+    let _ = timeout(ENDING, gone).await;
+    Ok(())
 }
 
 /// Removes what dead keepers left; the names of their pools.

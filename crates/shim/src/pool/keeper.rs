@@ -80,7 +80,7 @@ impl Keeper {
         loop {
             tokio::select! {
                 biased;
-                () = self.shared.removed.notified() => return Ok(()),
+                () = self.shared.removed.notified() => break,
                 accepted = self.listener.accept(), if callers.len() < MOST_CALLERS => match accepted {
                     Ok((socket, _)) => {
                         callers.spawn(serve(self.shared.clone(), socket));
@@ -90,6 +90,9 @@ impl Keeper {
                 Some(_) = callers.join_next() => {}
             }
         }
+        // They share the pool, whose last owner removes zygote and folder.
+        callers.shutdown().await;
+        Ok(())
     }
 }
 
