@@ -14,6 +14,7 @@ mod hardware;
 mod host_death;
 mod identity;
 mod in_flight;
+mod lineage;
 mod numbered;
 mod pool;
 mod quiet;
