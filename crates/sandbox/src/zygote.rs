@@ -16,7 +16,7 @@ use crate::bundle::Bundle;
 use crate::places::{PlaceError, Places};
 use crate::sandbox::Restore;
 use crate::steps::step;
-use crate::{Sandbox, SandboxError};
+use crate::{Sandbox, SandboxError, SnapshotReport};
 
 /// Where all zygotes in memory lie, below the sandboxes' memory: no name of a sandbox.
 const FOLDER: &str = ".zygotes";
@@ -30,6 +30,7 @@ pub struct Zygote {
     /// Removes a zygote in memory.
     _place: Option<Place>,
     trusted: bool,
+    report: Option<SnapshotReport>,
     /// How many there were.
     children: AtomicU64,
 }
@@ -111,26 +112,32 @@ impl Sandbox {
     /// Those of a snapshot; if the guest does not become quiet, the sandbox goes on until it is dropped.
     pub async fn freeze(self) -> Result<Zygote, SandboxError> {
         let place = Place::new()?;
-        let (bundle, _) = self.snapshot_and_stop(&place.bundle()).await?;
-        Ok(Zygote::in_memory(bundle, place))
+        let (bundle, report) = self.snapshot_and_stop(&place.bundle()).await?;
+        Ok(Zygote::in_memory(bundle, report, place))
     }
 
     /// The same of a sandbox that goes on, after a stand-still as short as a snapshot's.
     pub async fn zygote(&self) -> Result<Zygote, SandboxError> {
         let place = Place::new()?;
-        let (bundle, _) = self.snapshot(&place.bundle()).await?;
-        Ok(Zygote::in_memory(bundle, place))
+        let (bundle, report) = self.snapshot(&place.bundle()).await?;
+        Ok(Zygote::in_memory(bundle, report, place))
     }
 }
 
 impl Zygote {
-    fn in_memory(bundle: Bundle, place: Place) -> Self {
-        Self { bundle, _place: Some(place), trusted: true, children: AtomicU64::new(0) }
+    fn in_memory(bundle: Bundle, report: SnapshotReport, place: Place) -> Self {
+        let (place, report) = (Some(place), Some(report));
+        Self { bundle, _place: place, trusted: true, report, children: AtomicU64::new(0) }
     }
 
     /// A zygote at rest, which stays.
     pub fn at_rest(bundle: Bundle) -> Self {
-        Self { bundle, _place: None, trusted: false, children: AtomicU64::new(0) }
+        Self { bundle, _place: None, trusted: false, report: None, children: AtomicU64::new(0) }
+    }
+
+    /// What freezing it came to; nothing is known of one at rest.
+    pub fn report(&self) -> Option<SnapshotReport> {
+        self.report
     }
 
     /// Its bundle.
