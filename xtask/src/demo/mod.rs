@@ -14,6 +14,7 @@
 mod chain;
 mod command;
 mod course;
+mod fork;
 mod history;
 mod output;
 mod process;
@@ -43,7 +44,10 @@ pub use worker::Arguments as WorkerArguments;
 
 /// How to run the demo.
 #[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Arguments {
+    #[command(subcommand)]
+    other: Option<Other>,
     /// Print one JSON object per timeline, and the result as the last line
     #[arg(long)]
     json: bool,
@@ -58,29 +62,44 @@ pub struct Arguments {
     broken: Option<Break>,
 }
 
+/// Another promise.
+#[derive(clap::Subcommand)]
+enum Other {
+    /// Prepare a process once, in a Debian, and go on with it in many children: each answers for itself
+    Fork(fork::Arguments),
+}
+
 /// Runs the demo; whether nothing was lost.
 pub fn run(arguments: &Arguments) -> Result<bool> {
+    if let Some(Other::Fork(arguments)) = &arguments.other {
+        return fork::run(arguments);
+    }
     setup::ensure()?;
     leftovers::adopt_orphans()?;
     let place = Place::new(arguments.keep.as_deref())?;
+    let result = until_told_to_end(show(arguments, &place));
+    for timeline in 0..=arguments.restores {
+        Sandbox::clear(&chain::name(timeline.into()))?;
+    }
+    result
+}
+
+/// Does this work, unless somebody wants this process to end. No process of it stays behind, whatever came of it.
+fn until_told_to_end(work: impl Future<Output = Result<bool>>) -> Result<bool> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let result = runtime.block_on(async {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
         let mut hangup = signal(SignalKind::hangup())?;
         tokio::select! {
-            result = show(arguments, &place) => result,
+            result = work => result,
             _ = interrupt.recv() => bail!("interrupted"),
             _ = terminate.recv() => bail!("terminated"),
             _ = hangup.recv() => bail!("the terminal is gone"),
         }
     });
     runtime.shutdown_background();
-    // Whatever the reason for coming here: nothing stays behind.
     leftovers::end_descendants()?;
-    for timeline in 0..=arguments.restores {
-        Sandbox::clear(&chain::name(timeline.into()))?;
-    }
     result
 }
 
@@ -95,13 +114,11 @@ pub fn judge(arguments: &JudgeArguments) -> Result<bool> {
 }
 
 async fn show(arguments: &Arguments, place: &Place) -> Result<bool> {
-    let progress = Progress::new(arguments.restores);
+    // Image, three steps a timeline and a fourth for all but the last, verdict.
+    let progress = Progress::new(u64::from(arguments.restores) * 4 + 5);
     progress.step("image of the guest");
     tokio::task::spawn_blocking(|| ImageBuilder::new().build()).await??;
-    let capabilities = Qemu::new().capabilities().await?;
-    if capabilities.machine.accelerator == Accelerator::Tcg {
-        progress.note(&format!("guests are emulated here, and slow: {}", capabilities.accelerator_reason));
-    }
+    hint_at_emulation(&progress).await?;
     let chain = Chain {
         folder: place.path(),
         restores: arguments.restores.into(),
@@ -119,6 +136,15 @@ async fn show(arguments: &Arguments, place: &Place) -> Result<bool> {
         output::table(&run, &verdict, &result);
     }
     Ok(run.failure.is_none() && verdict.passed())
+}
+
+/// Says so where times are those of emulated guests.
+async fn hint_at_emulation(progress: &Progress) -> Result<()> {
+    let capabilities = Qemu::new().capabilities().await?;
+    if capabilities.machine.accelerator == Accelerator::Tcg {
+        progress.note(&format!("guests are emulated here, and slow: {}", capabilities.accelerator_reason));
+    }
+    Ok(())
 }
 
 /// Where bundles and records lie: in memory, and gone at the end, or where they are kept.

@@ -15,9 +15,9 @@ pub struct Progress {
 }
 
 impl Progress {
-    pub fn new(restores: u16) -> Self {
-        // Image, three steps a timeline and a fourth for all but the last, verdict.
-        let bar = ProgressBar::new(u64::from(restores) * 4 + 5);
+    /// Of so many steps.
+    pub fn new(steps: u64) -> Self {
+        let bar = ProgressBar::new(steps);
         if let Ok(style) = ProgressStyle::with_template("{elapsed:>4} {bar:30} {msg}") {
             bar.set_style(style);
         }
@@ -27,13 +27,18 @@ impl Progress {
         Self { bar }
     }
 
-    /// What is being done now.
+    /// The next step.
     pub fn step(&self, doing: &str) {
+        self.now(doing);
+        self.bar.inc(1);
+    }
+
+    /// What is being done now, within a step.
+    pub fn now(&self, doing: &str) {
         if self.bar.is_hidden() {
             eprintln!("[{:6.1} s] {doing}", self.bar.elapsed().as_secs_f64());
         }
         self.bar.set_message(doing.to_owned());
-        self.bar.inc(1);
     }
 
     /// Something to know.
@@ -66,13 +71,13 @@ pub struct Result {
 
 /// Median and worst, in milliseconds; zero where there is no value.
 #[derive(Debug, Clone, Copy, Serialize)]
-struct Spread {
-    median: f64,
-    worst: f64,
+pub struct Spread {
+    pub median: f64,
+    pub worst: f64,
 }
 
 impl Spread {
-    fn of(values: impl Iterator<Item = f64>) -> Self {
+    pub fn of(values: impl Iterator<Item = f64>) -> Self {
         let mut values: Vec<_> = values.map(tenths).collect();
         values.sort_by(f64::total_cmp);
         let median = values.get(values.len() / 2).copied().unwrap_or_default();
@@ -80,7 +85,7 @@ impl Spread {
     }
 }
 
-fn tenths(value: f64) -> f64 {
+pub fn tenths(value: f64) -> f64 {
     (value * 10.0).round() / 10.0
 }
 

@@ -98,7 +98,8 @@ pub async fn output(mut command: Command, deadline: Duration) -> Result<Vec<u8>>
     Ok(output.stdout)
 }
 
-fn proportional_memory(pid: Pid) -> Result<u64> {
+/// Memory of a process: shared pages in proportion.
+pub fn proportional_memory(pid: Pid) -> Result<u64> {
     let path = format!("/proc/{pid}/smaps_rollup");
     let text = std::fs::read_to_string(Path::new(&path)).with_context(|| format!("cannot read {path}"))?;
     let kilobytes = text.lines().find_map(|line| line.strip_prefix("Pss:")?.trim().strip_suffix(" kB")?.parse().ok());
