@@ -27,6 +27,7 @@ use throughline_sandbox::image::Image;
 use throughline_sandbox::{Restore, Sandbox, Zygote};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use super::output::Progress;
 use super::process::proportional_memory;
@@ -35,7 +36,7 @@ use crate::{leftovers, setup};
 use check::{Fork, Forked, Source};
 use report::Report;
 use transcript::{Prepared, Transcript};
-use warmed::Warmed;
+use warmed::{PATIENCE, Warmed};
 
 /// Memory of a guest, in MiB.
 const MEMORY: u32 = 512;
@@ -195,6 +196,7 @@ async fn raise(child: Restore, index: u16, transcript: Transcript, broken: Optio
     let question = if broken == Some(Break::Alike) && index <= 2 { "alike" } else { "ask" };
     let answer = process.ask(question).await?;
     let answer_ms = millis(begun.elapsed());
+    let event = timeout(PATIENCE, sandbox.link().event()).await.context("nobody says whose child it is")?;
     let child = Forked {
         index,
         ready_ms,
@@ -202,7 +204,7 @@ async fn raise(child: Restore, index: u16, transcript: Transcript, broken: Optio
         timeline: sandbox.link().timeline(),
         from: process.from(),
         answer,
-        lineage: lineage(sandbox.link().event().await),
+        lineage: lineage(event),
         memory_bytes: 0,
         findings: Vec::new(),
     };

@@ -15,7 +15,7 @@ const PROGRAM: &str = include_str!("warmed.py");
 const LABEL: &str = "warmed";
 
 /// How long the process may take for one thing.
-const PATIENCE: Duration = Duration::from_mins(2);
+pub const PATIENCE: Duration = Duration::from_mins(2);
 
 /// A process that says what it must, or not.
 pub struct Warmed {
