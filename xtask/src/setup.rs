@@ -38,6 +38,16 @@ const REQUIREMENTS: &[Requirement] = &[
         present: || runs("dpkg-deb", &["--version"]),
     },
     Requirement {
+        what: "mmdebstrap (it makes the demo's Debian)",
+        package: "mmdebstrap",
+        present: || runs("mmdebstrap", &["--version"]),
+    },
+    Requirement {
+        what: "fakechroot (so that it needs no rights)",
+        package: "fakechroot",
+        present: || runs("fakechroot", &["--version"]),
+    },
+    Requirement {
         what: "mkfs.erofs (it makes file systems of userlands)",
         package: "erofs-utils",
         present: || runs("mkfs.erofs", &["--help"]),
