@@ -71,7 +71,7 @@ impl Known {
             // It may just have become one.
             record = Record::read(places.runtime())?;
         }
-        let state = record.as_ref().map_or(State::Unfinished, state);
+        let state = record.as_ref().map_or(State::Unfinished, |record| state(record, &places));
         Ok(Self { name: name.to_owned(), record, state, runtime: places.runtime().to_path_buf() })
     }
 
@@ -111,10 +111,12 @@ impl Known {
     }
 }
 
-fn state(record: &Record) -> State {
+fn state(record: &Record, places: &Places) -> State {
+    let last = record.checkpoints.last.as_ref().map(|last| places.beside(&last.folder));
+    let may_go_back = || record.may_go_back() && places.current().is_dir() && last.is_some_and(|last| last.is_dir());
     match (&record.exit, record.wanted) {
         (Some(_), _) => State::Exited,
-        (None, _) if !record.machine.is_running() && record.may_go_back() => State::Lost,
+        (None, _) if !record.machine.is_running() && may_go_back() => State::Lost,
         (None, _) if !record.machine.is_running() => State::Dead,
         (None, Wanted::Running | Wanted::Ended) => State::Running,
         (None, Wanted::Paused) => State::Paused,

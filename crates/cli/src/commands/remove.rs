@@ -33,7 +33,13 @@ pub async fn remove(name: &str, force: bool) -> Result<(), CliError> {
         if !force {
             return Err(CliError::Usage(format!("sandbox {name:?} runs; end it first, or use `rm --force`")));
         }
-        connect(name).await?.kill().await?;
+        let killed = async { Ok::<_, CliError>(connect(name).await?.kill().await?) }.await;
+        // One that was lost, and did not come back, is dead by now.
+        if let Err(error) = killed
+            && Known::find(name).is_ok_and(|known| known.is_alive())
+        {
+            return Err(error);
+        }
     }
     Ok(Known::remove(name)?)
 }

@@ -11,6 +11,7 @@ mod kills;
 mod pools;
 mod schema;
 mod secrets;
+mod stops;
 mod support;
 mod terminals;
 mod tour;

@@ -80,6 +80,8 @@ impl Builder {
         let messages = create(folder, MESSAGES)?;
 
         let mut command = Command::new(binary);
+        // What is in this process's environment is not for a process that a guest may have got hold of.
+        command.env_clear();
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(messages);
         let mut builder = Self { command, descriptors: Vec::new(), shared: Vec::new() };
         builder
