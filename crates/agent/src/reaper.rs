@@ -7,12 +7,15 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::fs::File;
 use std::io;
 
 use rustix::io::Errno;
 use rustix::process::{Pid, WaitOptions, WaitStatus, wait, waitpid};
 use throughline_wire::exec::Exit;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
 /// Whose statuses to collect.
@@ -73,13 +76,11 @@ impl Reaper {
 
     /// Reaps for ever. Ends only if signals cannot be received at all.
     pub async fn run(&self) -> io::Result<()> {
-        let mut ended = signal(SignalKind::child())?;
+        let mut ends = Ends::new()?;
         loop {
             // Once before the first wait: what ended earlier signals no more.
             self.reap();
-            if ended.recv().await.is_none() {
-                return Err(io::Error::other("no more signals"));
-            }
+            ends.next().await?;
         }
     }
 
@@ -116,6 +117,36 @@ impl Reaper {
                 }
                 Err(Errno::INTR) => {}
                 Ok(None) | Err(_) => return false,
+            }
+        }
+    }
+}
+
+/// Tells when children have ended.
+enum Ends {
+    /// Process 1 is never interrupted.
+    File(AsyncFd<File>),
+    /// A process whose threads are not all the agent's cannot keep a signal from all of them.
+    Handler(Signal),
+}
+
+impl Ends {
+    fn new() -> io::Result<Self> {
+        if rustix::process::getpid().is_init() {
+            crate::sys::ends_of_children().map(Self::File)
+        } else {
+            signal(SignalKind::child()).map(Self::Handler)
+        }
+    }
+
+    /// Waits for the next end, of one child or several. Cancel-safe.
+    async fn next(&mut self) -> io::Result<()> {
+        match self {
+            Self::Handler(signal) => signal.recv().await.ok_or_else(|| io::Error::other("no more signals")),
+            Self::File(file) => {
+                // Only one end is pending at a time, so one read takes all.
+                let mut end = [0; size_of::<libc::signalfd_siginfo>()];
+                file.async_io(Interest::READABLE, |file| Ok(rustix::io::read(file, &mut end)?)).await.map(|_| ())
             }
         }
     }

@@ -1,10 +1,12 @@
 //! The system calls that no safe wrapper offers. All of the agent's unsafe code is in this file.
 #![expect(unsafe_code, reason = "a thin edge around system calls; each site says why it is sound")]
 
+use std::arch::asm;
 use std::fs::File;
 use std::io;
+use std::mem::MaybeUninit;
 use std::net::Ipv4Addr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, FromRawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -110,6 +112,69 @@ pub fn kill(pid: Pid, signal: i32, group: bool) -> io::Result<()> {
     let target = if group { -pid.as_raw_pid() } else { pid.as_raw_pid() };
     // SAFETY: kill(2) touches no memory of this process.
     if unsafe { libc::kill(target, signal) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// A file that becomes readable whenever a child has ended; needs a runtime's context. From now on that interrupts
+/// neither the caller nor threads that it starts: a handler's frame would leave copies of all registers on the stack.
+pub fn ends_of_children() -> io::Result<AsyncFd<File>> {
+    let mut ends = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: sigemptyset makes a set of it, and SIGCHLD is a signal.
+    let ends = unsafe {
+        libc::sigemptyset(ends.as_mut_ptr());
+        libc::sigaddset(ends.as_mut_ptr(), libc::SIGCHLD);
+        ends.assume_init()
+    };
+    // SAFETY: both sets are valid or absent.
+    match unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const ends, std::ptr::null_mut()) } {
+        0 => {}
+        error => return Err(io::Error::from_raw_os_error(error)),
+    }
+    // SAFETY: the set is valid; a new descriptor, if there is one, is nobody else's.
+    let file = unsafe {
+        match libc::signalfd(-1, &raw const ends, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) {
+            -1 => return Err(io::Error::last_os_error()),
+            fd => File::from_raw_fd(fd),
+        }
+    };
+    watch(file, Interest::READABLE)
+}
+
+/// Puts other bits into all vector registers of the calling thread, and into the place where the kernel keeps them.
+///
+/// Ones, not zeros: saving may skip registers that are zero, and would leave what it saved before.
+#[inline(never)]
+pub fn overwrite_vectors() {
+    // SAFETY: the instructions write to registers only, all of which are declared; the processor has them.
+    unsafe {
+        asm!(
+            ".irp n,0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15",
+            r"pcmpeqd xmm\n, xmm\n",
+            ".endr",
+            clobber_abi("C"),
+            options(nomem, nostack)
+        );
+        if std::arch::is_x86_feature_detected!("avx2") {
+            asm!(
+                ".irp n,0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15",
+                r"vpcmpeqd ymm\n, ymm\n, ymm\n",
+                ".endr",
+                clobber_abi("C"),
+                options(nomem, nostack)
+            );
+        }
+        if std::arch::is_x86_feature_detected!("avx512f") {
+            asm!(
+                ".irp n,0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31",
+                r"vpternlogd zmm\n, zmm\n, zmm\n, 255",
+                ".endr",
+                clobber_abi("C"),
+                options(nomem, nostack)
+            );
+        }
+    }
+    // The kernel saves them when it lets another one run.
+    let moment = rustix::thread::Timespec { tv_sec: 0, tv_nsec: 1 };
+    let _ = rustix::thread::nanosleep(&moment);
 }
 
 /// Watches a file for readiness; needs a runtime's context.
