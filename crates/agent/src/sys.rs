@@ -199,3 +199,28 @@ pub fn default_signals() {
         unsafe { libc::signal(number, libc::SIG_DFL) };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_left_in_vector_registers() {
+        const CANARY: u64 = 0x5ec7_e75e_c7e7_5ec7;
+        let mut left = [[CANARY; 2]; 16];
+        // SAFETY: the first two write to registers only; the last one to `left`, which is as long as all of them.
+        unsafe {
+            asm!(
+                ".irp n,0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15", r"movq xmm\n, {canary}",
+                r"punpcklqdq xmm\n, xmm\n", ".endr",
+                canary = in(reg) CANARY, clobber_abi("C"), options(nomem, nostack)
+            );
+            overwrite_vectors();
+            asm!(
+                ".irp n,0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15", r"movdqu [{left} + 16*\n], xmm\n", ".endr",
+                left = in(reg) &raw mut left, options(nostack)
+            );
+        }
+        assert!(!left.as_flattened().contains(&CANARY), "{left:x?}");
+    }
+}
