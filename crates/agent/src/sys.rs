@@ -192,8 +192,14 @@ pub fn before_exec(command: &mut Command, setup: impl FnMut() -> io::Result<()> 
     unsafe { command.pre_exec(setup) };
 }
 
-/// Gives every signal its default meaning back: ignored ones are inherited across exec.
+/// Gives every signal its default meaning back, and holds none back: both are inherited across exec.
 pub fn default_signals() {
+    let mut none = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: sigemptyset makes a set of it; the other pointer may be null.
+    unsafe {
+        libc::sigemptyset(none.as_mut_ptr());
+        libc::pthread_sigmask(libc::SIG_SETMASK, none.as_ptr(), std::ptr::null_mut());
+    }
     for number in 1..=64 {
         // SAFETY: SIG_DFL is no function that could run; numbers that may not be changed answer EINVAL.
         unsafe { libc::signal(number, libc::SIG_DFL) };
