@@ -54,7 +54,7 @@ impl Goal {
 /// One quantity.
 #[derive(Clone, Debug)]
 pub struct Figure {
-    name: &'static str,
+    name: String,
     unit: &'static str,
     samples: Samples,
     goal: Option<Goal>,
@@ -62,8 +62,9 @@ pub struct Figure {
 }
 
 impl Figure {
-    pub fn new(name: &'static str, unit: &'static str, values: Vec<f64>) -> Result<Self> {
-        let samples = Samples::new(values).context(name)?;
+    pub fn new(name: impl Into<String>, unit: &'static str, values: Vec<f64>) -> Result<Self> {
+        let name = name.into();
+        let samples = Samples::new(values).with_context(|| name.clone())?;
         Ok(Self { name, unit, samples, goal: None, note: String::new() })
     }
 

@@ -6,11 +6,13 @@
 mod boot;
 mod command;
 mod copy;
+mod counter;
 mod exec;
 mod figure;
 mod fork;
 mod guest;
 mod idle;
+mod lineage;
 mod pool;
 mod processes;
 mod restore;
@@ -65,10 +67,12 @@ enum Group {
     StandStill,
     /// Children of one moment
     Fork,
+    /// Long chains of restores, deep trees of forks
+    Lineage,
 }
 
 impl Group {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Processes,
         Self::Guest,
         Self::Idle,
@@ -78,6 +82,7 @@ impl Group {
         Self::Restore,
         Self::StandStill,
         Self::Fork,
+        Self::Lineage,
     ];
 
     fn title(self) -> &'static str {
@@ -91,6 +96,7 @@ impl Group {
             Self::Restore => "restore",
             Self::StandStill => "stand-still of a guest that goes on",
             Self::Fork => "forks",
+            Self::Lineage => "chains of restores, and trees of forks",
         }
     }
 
@@ -109,6 +115,7 @@ impl Group {
             Self::Restore => restore::measure(runs, root),
             Self::StandStill => stand_still::measure(runs, root),
             Self::Fork => fork::measure(runs, root),
+            Self::Lineage => lineage::measure(runs, root),
         }
     }
 }
