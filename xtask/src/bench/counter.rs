@@ -1,12 +1,17 @@
 //! A command that prints numbers for ever, and whether each of its bytes came once and in order.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, bail, ensure};
+use throughline::ChannelInfo;
 use throughline_sandbox::{Child, ChildEvent, Sandbox};
 
 /// Not a loop of the shell's, which would be what is measured.
 const PROGRAM: &str = "seq";
 const ARGUMENTS: [&str; 2] = ["0", "999999999999"];
 const LABEL: &str = "counter";
+/// Between two looks at what nobody tells.
+const LOOK: Duration = Duration::from_millis(1);
 
 /// Starts it.
 pub async fn start(sandbox: &Sandbox) -> Result<Child> {
@@ -15,8 +20,20 @@ pub async fn start(sandbox: &Sandbox) -> Result<Child> {
 
 /// Takes it over, where it lived on.
 pub fn adopt(sandbox: &Sandbox) -> Result<Child> {
+    Ok(sandbox.adopt_command(channel(sandbox)?.id)?)
+}
+
+/// Waits until half of its ring is on its way; the deadline is the group's.
+pub async fn half_full(sandbox: &Sandbox) -> Result<()> {
+    while channel(sandbox).map(|channel| 2 * channel.unread < channel.ring_bytes)? {
+        tokio::time::sleep(LOOK).await;
+    }
+    Ok(())
+}
+
+fn channel(sandbox: &Sandbox) -> Result<ChannelInfo> {
     let counter = sandbox.link().channels().into_iter().find(|channel| channel.label == LABEL);
-    Ok(sandbox.adopt_command(counter.context("the counter's channel did not live on")?.id)?)
+    counter.context("the counter's channel did not live on")
 }
 
 /// How far it was read. A fork's children each go on from a copy.

@@ -45,6 +45,7 @@ struct Chain {
     progress: Progress,
     ready_ms: Vec<f64>,
     stopped_ms: Vec<f64>,
+    copied_mb: Vec<f64>,
     bundle_mb: Vec<f64>,
     monitor_mb: Vec<f64>,
     carried: u64,
@@ -57,11 +58,13 @@ impl Chain {
         let mut counter = counter::start(&sandbox).await?;
         self.progress.read(&mut counter, TRAFFIC).await?;
         for generation in 0..generations {
+            counter::half_full(&sandbox).await?;
             // Its handle is held until there is a bundle: nothing is closed.
             let (bundle, report) = sandbox.snapshot_and_stop(&folder.path().join(generation.to_string())).await?;
             drop(counter);
             self.stopped_ms.push(vm::millis(report.total));
             self.carried += report.carried.to_host;
+            self.copied_mb.push(in_mb(report.copied + report.corrected));
             self.bundle_mb.push(megabytes(bundle.folder())?);
             let started = Instant::now();
             sandbox = Sandbox::restore(Bundle::open(bundle.folder())?).start().await?;
@@ -92,6 +95,7 @@ impl Chain {
             Figure::new("… the last five", "ms", last)?,
             ratio,
             Figure::new("chain: snapshot that stops", "ms", self.stopped_ms)?,
+            Figure::new("… RAM copied for it", "MB", self.copied_mb.clone())?.note(steps(&self.copied_mb)),
             bundle.note(steps(&self.bundle_mb)),
             monitor.note(steps(&self.monitor_mb)),
         ])
@@ -123,6 +127,7 @@ impl Tree {
         let (mut counter, mut progress) = (counter::start(&root).await?, Progress::default());
         progress.read(&mut counter, TRAFFIC).await?;
         self.verified += progress.verified();
+        counter::half_full(&root).await?;
         let zygote = root.freeze().await?;
         drop(counter);
         self.grow(zygote, &progress, 0).await
@@ -148,6 +153,7 @@ impl Tree {
             if level + 1 == self.levels.len() {
                 child.kill().await?;
             } else {
+                counter::half_full(&child).await?;
                 let zygote = child.freeze().await?;
                 drop(counter);
                 Box::pin(self.grow(zygote, &progress, level + 1)).await?;
