@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
@@ -49,6 +49,8 @@ struct Chain {
     bundle_mb: Vec<f64>,
     monitor_mb: Vec<f64>,
     carried: u64,
+    /// Of the first bundle and of the last, in turn.
+    again_ms: [Vec<f64>; 2],
 }
 
 impl Chain {
@@ -69,20 +71,39 @@ impl Chain {
             let started = Instant::now();
             sandbox = Sandbox::restore(Bundle::open(bundle.folder())?).start().await?;
             self.ready_ms.push(vm::millis(started.elapsed()));
-            std::fs::remove_dir_all(bundle.folder())?;
+            if generation != 0 && generation + 1 != generations {
+                std::fs::remove_dir_all(bundle.folder())?;
+            }
             counter = counter::adopt(&sandbox)?;
             self.progress.read(&mut counter, TRAFFIC).await?;
             self.monitor_mb.push(monitor(&sandbox)?);
         }
         sandbox.kill().await?;
+        self.compare([0, generations - 1].map(|end| folder.path().join(end.to_string()))).await
+    }
+
+    /// Restores both ends in turn: what else the machine does meets both.
+    async fn compare(&mut self, ends: [PathBuf; 2]) -> Result<()> {
+        for _ in 0..self.ready_ms.len().min(30) {
+            for (end, again_ms) in ends.iter().zip(&mut self.again_ms) {
+                let started = Instant::now();
+                let sandbox = Sandbox::restore(Bundle::open(end)?).start().await?;
+                again_ms.push(vm::millis(started.elapsed()));
+                sandbox.kill().await?;
+            }
+        }
         Ok(())
     }
 
     fn figures(self) -> Result<Vec<Figure>> {
         let count = self.ready_ms.len();
         let (first, last) = (self.ready_ms[..ENDS].to_vec(), self.ready_ms[count - ENDS..].to_vec());
-        let ratio = Samples::new(last.clone())?.median() / Samples::new(first.clone())?.median();
-        let ratio = Figure::new("… the last five by the first five", "", vec![ratio])?.goal(Goal::AtMost(1.1));
+        let by = |last: &[f64], first: &[f64]| -> Result<Vec<f64>> {
+            Ok(vec![Samples::new(last.to_vec())?.median() / Samples::new(first.to_vec())?.median()])
+        };
+        let in_course = Figure::new("… the last five by the first five", "", by(&last, &first)?)?;
+        let [first_again, last_again] = self.again_ms;
+        let ratio = Figure::new("… the last by the first", "", by(&last_again, &first_again)?)?;
         let verified =
             Figure::new("chain: output verified, nothing lost", "MB", vec![in_mb(self.progress.verified())])?;
         let bundle = Figure::new("chain: a bundle on disk", "MB", self.bundle_mb.clone())?;
@@ -93,7 +114,10 @@ impl Chain {
             Figure::new("chain: restore to ready, all", "ms", self.ready_ms)?,
             Figure::new("… the first five", "ms", first)?,
             Figure::new("… the last five", "ms", last)?,
-            ratio,
+            in_course.note("in the course of the chain, so the machine's load at each end is in it"),
+            Figure::new("chain: the first bundle again, restore to ready", "ms", first_again)?,
+            Figure::new("… the last, in turn with it", "ms", last_again)?,
+            ratio.goal(Goal::AtMost(1.1)),
             Figure::new("chain: snapshot that stops", "ms", self.stopped_ms)?,
             Figure::new("… RAM copied for it", "MB", self.copied_mb.clone())?.note(steps(&self.copied_mb)),
             bundle.note(steps(&self.bundle_mb)),
