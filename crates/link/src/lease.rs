@@ -12,6 +12,9 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::backing;
 
+/// Descriptors from here on are not replaced by those that another program is started with.
+const HIGH: i32 = 64;
+
 /// A lock on one byte of a file, held until this is dropped or the process ends.
 ///
 /// It belongs to a file description that this process opened for the purpose, close-on-exec, and
@@ -46,6 +49,10 @@ impl Lease {
     /// Takes the lease or says at once why not. Never waits.
     pub(crate) fn take(file: BorrowedFd<'_>, claim: Claim) -> Result<Self, Refusal> {
         let description = backing::reopen(file).map_err(|errno| Refusal::System(errno.into()))?;
+        // A process that is forked to become another program may put that one's descriptors in the place of low ones
+        // before it executes it: until then it holds the lease, too, and its starter may be dead.
+        let description = rustix::io::fcntl_dupfd_cloexec(description, HIGH);
+        let description = description.map_err(|errno| Refusal::System(errno.into()))?;
         match fcntl(&description, FcntlArg::F_OFD_SETLK(&lock(libc::F_WRLCK, claim))) {
             Ok(_) => Ok(Self { description, claim }),
             Err(Errno::EAGAIN | Errno::EACCES) => Err(Refusal::Held),

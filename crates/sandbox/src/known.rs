@@ -113,7 +113,8 @@ impl Known {
 
 fn state(record: &Record, places: &Places) -> State {
     let last = record.checkpoints.last.as_ref().map(|last| places.beside(&last.folder));
-    let may_go_back = || record.may_go_back() && places.current().is_dir() && last.is_some_and(|last| last.is_dir());
+    let wanted = record.may_go_back() || record.checkpoints.going_back;
+    let may_go_back = || wanted && places.current().is_dir() && last.is_some_and(|last| last.is_dir());
     match (&record.exit, record.wanted) {
         (Some(_), _) => State::Exited,
         (None, _) if !record.machine.is_running() && may_go_back() => State::Lost,

@@ -210,8 +210,10 @@ impl Places {
             // A link, such as the one to the runtime folder, is no folder.
             let is_folder = entry.file_type().map_err(failed)?.is_dir();
             if is_folder && entry.file_name().to_str().is_some_and(&unwanted) {
-                fs::remove_dir_all(entry.path()).map_err(failed)?;
-                step("removed");
+                match fs::remove_dir_all(entry.path()) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+                    _ => step("removed"),
+                }
             }
         }
         Ok(())

@@ -5,10 +5,11 @@
 
 use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
 
@@ -21,6 +22,9 @@ use crate::{Sandbox, SandboxError, SnapshotReport};
 /// Where all zygotes in memory lie, below the sandboxes' memory: no name of a sandbox.
 const FOLDER: &str = ".zygotes";
 const LOCK: &str = "lock";
+/// How long others may take to make or sweep theirs.
+const TURN: Duration = Duration::from_secs(10);
+const LOOK: Duration = Duration::from_millis(2);
 const BUNDLE: &str = "bundle";
 
 /// A frozen moment of a sandbox. Children are spawned from it for as long as it is there, and outlive it.
@@ -65,7 +69,21 @@ impl Place {
         DirBuilder::new().mode(0o700).recursive(true).create(all)?;
         // Held for a moment: meanwhile nobody else makes one, so one that is not locked is nobody's.
         let turn = File::open(all)?;
-        turn.lock()?;
+        let until = Instant::now() + TURN;
+        while let Err(error) = turn.try_lock() {
+            match error {
+                TryLockError::WouldBlock if Instant::now() < until => std::thread::sleep(LOOK),
+                TryLockError::WouldBlock => {
+                    let reason = "another process has been making a zygote there for too long; end it, or let it go on";
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, reason));
+                }
+                TryLockError::Error(error) => return Err(error),
+            }
+        }
+        if fs::metadata(all)?.ino() != turn.metadata()?.ino() {
+            // The last one took the folder with it, and somebody has made another.
+            return Err(io::ErrorKind::NotFound.into());
+        }
         sweep(all);
         let folder = tempfile::Builder::new().prefix("zygote-").tempdir_in(all)?;
         step("zygote");

@@ -1,13 +1,12 @@
 //! Running commands, and following them.
 
-use std::time::Duration;
-
 use throughline_sandbox::{Child, ChildEvent, ChildEvents, Command};
 use throughline_shim::api::RolledBack;
 use throughline_shim::client::Remote;
 use throughline_wire::exec::Exit;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Stderr, Stdout};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::Instant;
 
 use crate::OWN_FAILURE;
 use crate::arguments::How;
@@ -73,14 +72,25 @@ pub async fn run(remote: &Remote, how: &How, command: &[String]) -> Result<Ran, 
     if how.detach {
         return Ok(Ran::Detached(way.id()));
     }
-    match follow(child, Printer::new(), input, how.tty, how.timeout).await {
+    let deadline = how.timeout.map(|timeout| Instant::now() + timeout);
+    match follow(child, Printer::new(), input, how.tty, deadline).await {
         Ok(code) => Ok(Ran::Ended(code)),
-        Err(error) => come_back(remote, &way.id(), error).await.map(Ran::Ended),
+        Err(error) => come_back(remote, &way.id(), error, input, deadline).await.map(Ran::Ended),
     }
 }
 
 /// Goes on with a command whose machine died and came back.
-async fn come_back(remote: &Remote, id: &str, error: CliError) -> Result<u8, CliError> {
+async fn come_back(
+    remote: &Remote,
+    id: &str,
+    error: CliError,
+    input: bool,
+    deadline: Option<Instant>,
+) -> Result<u8, CliError> {
+    let reset = throughline_sandbox::SandboxError::Channel(throughline::Error::Reset);
+    if error.to_string() != CliError::from(reset).to_string() {
+        return Err(error);
+    }
     let Some(RolledBack { received, sent, gone }) = remote.rolled_back(id).await else { return Err(error) };
     if gone {
         return Err(CliError::RolledBack);
@@ -90,11 +100,16 @@ async fn come_back(remote: &Remote, id: &str, error: CliError) -> Result<u8, Cli
         output::bytes(received),
         output::bytes(sent)
     );
-    Box::pin(attach(remote, id)).await
+    Box::pin(go_on(remote, id, input, deadline)).await
 }
 
 /// Goes on with a command.
 pub async fn attach(remote: &Remote, id: &str) -> Result<u8, CliError> {
+    go_on(remote, id, true, None).await
+}
+
+/// The same, with input or without.
+async fn go_on(remote: &Remote, id: &str, input: bool, deadline: Option<Instant>) -> Result<u8, CliError> {
     let mut child = remote.attach(id).await?;
     // What it has had as input, and whether it has a terminal, is known only to the guest.
     child.input.query().await?;
@@ -112,9 +127,9 @@ pub async fn attach(remote: &Remote, id: &str) -> Result<u8, CliError> {
     if tty && let Some((rows, cols)) = size() {
         child.input.resize(rows, cols).await?;
     }
-    match follow(child, printer, true, tty, None).await {
+    match follow(child, printer, input, tty, deadline).await {
         Ok(code) => Ok(code),
-        Err(error) => come_back(remote, id, error).await,
+        Err(error) => come_back(remote, id, error, input, deadline).await,
     }
 }
 
@@ -124,15 +139,15 @@ async fn follow(
     printer: Printer,
     input: bool,
     tty: bool,
-    timeout: Option<Duration>,
+    deadline: Option<Instant>,
 ) -> Result<u8, CliError> {
     let Child { events, input: mut to, .. } = child;
     let _raw = if tty && input { Raw::enter() } else { None };
     let mut signals = Signals::listen()?;
     let mut out = std::pin::pin!(printer.run(events));
     let mut deadline = std::pin::pin!(async {
-        match timeout {
-            Some(timeout) => tokio::time::sleep(timeout).await,
+        match deadline {
+            Some(deadline) => tokio::time::sleep_until(deadline).await,
             None => std::future::pending().await,
         }
     });

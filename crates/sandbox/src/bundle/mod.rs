@@ -293,7 +293,11 @@ impl Draft {
         step("published");
         // The folder has another name now: nothing is left to remove.
         self.folder = None;
-        sync_folder(parent(&self.place))
+        // It is there, whatever becomes of this.
+        if let Err(error) = sync_folder(parent(&self.place)) {
+            tracing::warn!(%error, "a crash of the host may take this snapshot with it");
+        }
+        Ok(())
     }
 }
 

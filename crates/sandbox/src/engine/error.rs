@@ -122,6 +122,9 @@ pub struct Exit {
     pub messages: String,
 }
 
+/// What touching memory of a file gives that has no room on its file system.
+const BUS: i32 = 7;
+
 /// Why a machine ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -158,6 +161,9 @@ impl fmt::Display for ExitReason {
             Self::Panicked => f.write_str("the guest's kernel panicked"),
             Self::Restarted => f.write_str("the guest restarted, which ends the machine"),
             Self::Quit => f.write_str("the monitor was asked to quit"),
+            Self::Signal(BUS) => f.write_str(
+                "the monitor was ended by signal 7: no space for its memory, on /dev/shm or where the snapshot lies; make room there",
+            ),
             Self::Signal(signal) => write!(f, "the monitor was ended by signal {signal}"),
             Self::Failed(code) => write!(f, "the monitor failed with exit code {code}"),
             Self::Unknown => f.write_str("the monitor is gone"),

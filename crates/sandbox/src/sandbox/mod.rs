@@ -50,7 +50,9 @@ pub struct Sandbox {
     /// How long the guest may take to become quiet for a snapshot.
     quiet: Duration,
     /// Held while a snapshot is taken: one at a time, each in its turn.
-    snapshots: tokio::sync::Mutex<()>,
+    snapshots: Arc<tokio::sync::Mutex<()>>,
+    /// Whether another timeline has taken its place.
+    went_back: AtomicBool,
     /// What the guest has to be given again each time that it was quiet.
     owed: hand_over::Owed,
 }
@@ -162,6 +164,10 @@ impl Sandbox {
 
     /// Changes what is on paper, before it becomes true.
     fn change(&self, change: impl FnOnce(&mut Record)) -> Result<(), SandboxError> {
+        if self.went_back.load(Ordering::Acquire) {
+            // What is on paper is its successor's.
+            return Err(SandboxError::Dead(self.name().to_owned()));
+        }
         let mut record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
         let mut changed = record.clone();
         change(&mut changed);
@@ -198,7 +204,9 @@ impl Sandbox {
 
     /// After the machine has ended: notes how, gives its memory back, and keeps name and logs until
     /// [`clear`](Self::clear).
-    pub fn conclude(&self, exit: Exit) -> Result<(), SandboxError> {
+    pub async fn conclude(&self, exit: Exit) -> Result<(), SandboxError> {
+        // A snapshot that came to nothing removes its draft itself.
+        let _turn = self.snapshots.lock().await;
         self.change(|record| record.exit = Some(exit))?;
         self.places.keep();
         step("concluded");

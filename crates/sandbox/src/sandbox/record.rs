@@ -14,7 +14,7 @@ use throughline::Link;
 
 use super::About;
 use crate::SandboxError;
-use crate::bundle::Bundle;
+use crate::bundle::{Bundle, BundleError};
 use crate::engine::{Exit, Hardware, VmRecord};
 use crate::image::Rootfs;
 use crate::places::RECORD;
@@ -148,8 +148,12 @@ impl Record {
 
     /// Whether the bundle with which the sandbox was to end is there.
     pub(super) fn has_stopped(&self) -> bool {
-        let bundle = self.stopping.as_deref().map(Bundle::open);
-        bundle.is_some_and(|bundle| bundle.is_ok_and(|bundle| bundle.manifest().timeline == self.timeline))
+        match self.stopping.as_deref().map(Bundle::open) {
+            None | Some(Err(BundleError::Absent(_))) => false,
+            Some(Ok(bundle)) => bundle.manifest().timeline == self.timeline,
+            // It cannot be told: the machine must not change what may be a bundle's RAM.
+            Some(Err(_)) => true,
+        }
     }
 
     pub(super) fn about(&self) -> About {

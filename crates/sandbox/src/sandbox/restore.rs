@@ -305,7 +305,10 @@ impl Loaded {
 
     async fn become_somebody(&self) -> Result<(), SandboxError> {
         let Self { starting, link, .. } = self;
-        self.secrets.write(&starting.places)?;
+        // One that comes back has them there.
+        if starting.former.is_none() {
+            self.secrets.write(&starting.places)?;
+        }
         // The clock last, just before the guest runs.
         link.give_identity(&identity(link.identity_seq() + 1, self.timeline, self.hostname, &self.secrets)?);
         link.lift_quiesce();

@@ -5,6 +5,8 @@
 //! paper the sandbox is *going back* until its guest has taken on its new identity: so nobody ever finds a guest that
 //! runs under the old one.
 
+use std::sync::atomic::Ordering;
+
 use throughline::Sidecar;
 
 use super::checkpoint::PREFIX;
@@ -36,11 +38,16 @@ impl Sandbox {
     pub async fn roll_back(&self) -> Result<Self, SandboxError> {
         self.vm.end();
         let exit = self.exited().await;
-        let (places, mut record) = (Places::open(self.name())?, self.record());
+        let _turn = self.snapshots.lock().await;
+        let places = Places::open(self.name())?;
+        // Not what this one knows: a try that failed is on paper.
+        let record = Record::read(places.runtime())?;
+        let mut record = record.ok_or_else(|| SandboxError::Unfinished(self.name().to_owned()))?;
         record.checkpoints.lost = Some(exit);
         let dead = self.link.sidecar().ok_or_else(|| SandboxError::NoCheckpoint(self.name().to_owned()))?;
-        let back = go_back(places, record, dead).await?;
         self.detach();
+        let back = go_back(places, record, dead).await?;
+        self.went_back.store(true, Ordering::Release);
         Ok(back)
     }
 }
@@ -59,11 +66,15 @@ pub(super) async fn go_back(places: Places, mut record: Record, dead: &Sidecar) 
     if let Some(draft) = record.snapshot.take() {
         Draft::remove_left(&draft);
     }
-    let folder = checkpoint.folder;
+    let (folder, paused) = (checkpoint.folder, record.wanted == Wanted::Paused);
     places.remove_beside(|name| name.starts_with(PREFIX) && name != folder)?;
     let bundle = Bundle::open(&places.beside(&folder))?;
     tracing::warn!(name = record.name, lost = ?record.checkpoints.lost, "the machine has died: back to the last checkpoint");
     let restore = Sandbox::restore(bundle).trusted();
     let loaded = restore.load_after(|| Ok(places), Some(Lost { record, dead })).await?;
-    loaded.go_over().await?.wake().await
+    let back = loaded.go_over().await?.wake().await?;
+    if paused {
+        back.pause().await?;
+    }
+    Ok(back)
 }

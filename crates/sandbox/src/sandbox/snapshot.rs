@@ -10,6 +10,8 @@ use throughline::Link;
 use super::hand_over::{Owed, Turn};
 use super::record::now_ms;
 use super::{About, Sandbox, Wanted, carried};
+use tokio::sync::OwnedMutexGuard;
+
 use crate::SandboxError;
 use crate::bundle::{Bundle, BundleError, Carried, Draft, Manifest, RAM, REGION, SIDECAR, STATE, VERSION};
 use crate::engine::{Capture, CaptureReport, Vm, save_paused};
@@ -187,8 +189,8 @@ impl Snapshot<'_> {
     /// sandbox goes on, and what is at the place is complete or nothing.
     pub async fn take(self) -> Result<(Bundle, SnapshotReport), SandboxError> {
         let (sandbox, vm) = (self.sandbox, &*self.sandbox.vm);
-        let _turn = sandbox.snapshots.lock().await;
-        let taken = self.taken().await;
+        let turn = sandbox.snapshots.clone().lock_owned().await;
+        let taken = self.taken(turn).await;
         // Complete or vanished: a successor has nothing to remove.
         sandbox.change(|record| record.snapshot = None)?;
         match taken {
@@ -197,7 +199,7 @@ impl Snapshot<'_> {
         }
     }
 
-    async fn taken(self) -> Result<(Bundle, SnapshotReport), SandboxError> {
+    async fn taken(self, turn: OwnedMutexGuard<()>) -> Result<(Bundle, SnapshotReport), SandboxError> {
         let started = Instant::now();
         let Self { sandbox, place, quiet, observer } = self;
         let draft = sandbox.draft(&place)?;
@@ -207,9 +209,11 @@ impl Snapshot<'_> {
         let capture = blocking(move || Capture::begin(source, &image)).await?;
         let (link, vm, owed) = (sandbox.link.clone(), sandbox.vm.clone(), sandbox.owed.clone());
         let section = Section { link, vm, draft, capture, quiet, owed, observer };
-        let section = tokio::spawn(section.run()).await;
-        let copied = section.map_err(|error| SandboxError::io("take the snapshot")(std::io::Error::other(error)))??;
-        let Copied { draft, quiesced, ram, carried, stand_still } = copied;
+        // With it goes the turn: should nobody wait for it any more, the next one waits all the same.
+        let section = tokio::spawn(async move { (section.run().await, turn) }).await;
+        let failed = |error| SandboxError::io("take the snapshot")(std::io::Error::other(error));
+        let (copied, _turn) = section.map_err(failed)?;
+        let Copied { draft, quiesced, ram, carried, stand_still } = copied?;
         let manifest = sandbox.manifest(quiesced, carried);
         let bundle = blocking(move || draft.complete(manifest)).await?;
         let (total, CaptureReport { copied, corrected, .. }) = (started.elapsed(), ram);
@@ -249,10 +253,11 @@ impl Snapshot<'_> {
         let started = Instant::now();
         let Self { sandbox, place, quiet, observer } = self;
         let draft = sandbox.draft(&place)?;
+        ends.armed.store(true, Ordering::Relaxed);
         observer(Stage::Quieting);
         let (quiesced, _turn) = quiet.ask(&sandbox.link, &*sandbox.vm, &sandbox.owed).await?;
+        let place = std::path::absolute(&place).map_err(SandboxError::io("find the snapshot's place"))?;
         sandbox.change(|record| record.stopping = Some(place))?;
-        ends.armed.store(true, Ordering::Relaxed);
         sandbox.vm.pause().await?;
         step("paused");
         observer(Stage::Paused);
@@ -316,6 +321,7 @@ impl Sandbox {
         if self.record().wanted == Wanted::Paused {
             return Err(SandboxError::Paused(self.name().to_owned()));
         }
+        let place = &std::path::absolute(place).map_err(SandboxError::io("find the snapshot's place"))?;
         Draft::announced(place, |folder| self.change(|record| record.snapshot = Some(folder.to_path_buf())))
     }
 

@@ -103,7 +103,8 @@ impl Starting {
             record: record.into(),
             ends: true.into(),
             quiet: Sandbox::DEFAULT_QUIET,
-            snapshots: tokio::sync::Mutex::default(),
+            snapshots: Arc::default(),
+            went_back: false.into(),
         })
     }
 

@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use throughline::{Link, Region, Sidecar};
 
@@ -12,7 +13,7 @@ use super::record::{Record, Wanted};
 use super::roll_back::go_back;
 use super::{Sandbox, bell};
 use crate::bundle::Draft;
-use crate::engine::{Engine, Qemu};
+use crate::engine::{Engine, Exit, ExitReason, Qemu, end_left};
 use crate::places::Places;
 use crate::{SandboxError, Secrets};
 
@@ -43,9 +44,14 @@ impl Sandbox {
         if is_gone && record.may_go_back() {
             return go_back(places, record, &sidecar).await;
         }
+        if record.checkpoints.going_back {
+            return Err(given_up(&places, record)?);
+        }
         let vm = Arc::from(Qemu::new().reattach(&record.machine).await?);
         let this = Self::attach(places, record, region, sidecar, vm)?;
         this.finish_what_was_begun().await?;
+        this.places.end();
+        this.ends.store(true, Ordering::Relaxed);
         Ok(this)
     }
 
@@ -59,7 +65,6 @@ impl Sandbox {
         let doorbell = bell::connect(&*vm).map_err(SandboxError::io("connect to the machine's doorbell"))?;
         let link = Link::host(region, sidecar).doorbell(doorbell).attach()?;
         let bell = bell::Reconnecting::start(link.clone(), vm.clone());
-        places.end();
         let about = record.about();
         Ok(Self {
             _bell: bell,
@@ -69,9 +74,11 @@ impl Sandbox {
             places,
             about,
             record: record.into(),
-            ends: true.into(),
+            // Not before all of it is in order: who fails leaves it to the next one.
+            ends: false.into(),
             quiet: Self::DEFAULT_QUIET,
-            snapshots: tokio::sync::Mutex::default(),
+            snapshots: Arc::default(),
+            went_back: false.into(),
         })
     }
 
@@ -110,4 +117,16 @@ fn lease(current: &Path) -> Result<(Region, Sidecar), SandboxError> {
             return sidecar;
         }
     }
+}
+
+/// Ends what the last try to go back to a checkpoint left; how the sandbox ended.
+fn given_up(places: &Places, mut record: Record) -> Result<SandboxError, SandboxError> {
+    let runtime = places.runtime();
+    end_left(runtime).map_err(SandboxError::io("end the machine of the last try"))?;
+    let nobody_saw = || Exit { reason: ExitReason::Unknown, console: String::new(), messages: String::new() };
+    let exit = record.checkpoints.lost.clone().unwrap_or_else(nobody_saw);
+    (record.exit, record.checkpoints.going_back) = (Some(exit.clone()), false);
+    record.write(runtime)?;
+    places.free_memory()?;
+    Ok(SandboxError::Ended(Box::new(exit)))
 }

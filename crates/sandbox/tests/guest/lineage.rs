@@ -100,8 +100,9 @@ async fn line(events: &mut Child, rest: &mut String) -> [String; 4] {
     loop {
         if let Some((line, after)) = rest.split_once('\n') {
             let words: Vec<_> = line.split(' ').map(str::to_owned).collect();
-            *rest = after.to_owned();
-            return words.try_into().unwrap();
+            let line = words.try_into().unwrap();
+            *rest = String::from(after);
+            return line;
         }
         match events.events.next().await.unwrap().unwrap() {
             ChildEvent::Stdout { data, .. } => rest.push_str(std::str::from_utf8(&data).unwrap()),

@@ -147,6 +147,10 @@ impl Connection {
     /// Has two channels paired, now and by every successor, until they end.
     pub(super) async fn pair(&self, pair: Pair) -> Result<(), ShimError> {
         let id = pair.id.clone();
+        // What became of an earlier pair of it is told, or nobody asked.
+        self.shared.rolled_back.send_modify(|known| {
+            known.remove(&id);
+        });
         self.shared.pairs().insert(id.clone(), pair.clone());
         let paired = self.call(Call::Pair(pair)).await;
         if paired.is_err() {

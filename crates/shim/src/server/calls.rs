@@ -36,6 +36,13 @@ impl Shared {
         }
     }
 
+    /// Why nothing can be done with the machine any more, once it has died and another one takes its place.
+    pub(super) fn lost(&self) -> Option<Failure> {
+        let message = "the machine died, and goes back to its last checkpoint: ask again".to_owned();
+        let lost = matches!(*self.end.borrow(), Some(End::Lost));
+        lost.then_some(Failure { kind: Kind::RolledBack, message })
+    }
+
     async fn exited(&self) -> Result<Answer, Failure> {
         let mut end = self.end.subscribe();
         let known = end.wait_for(Option::is_some).await;

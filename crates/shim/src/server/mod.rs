@@ -25,6 +25,9 @@ use crate::start::{Keeping, Start, Take};
 /// Clients at one time. More wait for their turn.
 const MOST_CLIENTS: usize = 256;
 
+/// Between two tries to go back to a checkpoint.
+const BETWEEN_TRIES: Duration = Duration::from_secs(1);
+
 /// A sandbox that is ready, and the socket on which its clients are awaited.
 #[derive(Debug)]
 pub struct Server {
@@ -65,7 +68,12 @@ impl Server {
                 (restore.start().await?, Some(keeping))
             }
             Start::Wait { .. } => return Err(ShimError::Nonsense("in waiting".to_owned())),
-            Start::TakeOver { name } => (Sandbox::take_over(&name).await?, None),
+            Start::TakeOver { name } => {
+                let sandbox = Sandbox::take_over(&name).await?;
+                // Should anything fail from here on, it goes on.
+                sandbox.detach();
+                (sandbox, None)
+            }
         };
         Self::keep(sandbox, keeping.as_ref())
     }
@@ -140,15 +148,12 @@ impl Server {
         if sandbox.may_roll_back(&exit) {
             self.shared.end.send_replace(Some(End::Lost));
             told(&mut sessions).await;
-            match sandbox.roll_back().await {
-                Ok(sandbox) => {
-                    drop(last);
-                    return Ok(Some(Self::of(sandbox, self.listener)));
-                }
-                Err(error) => tracing::error!(%error, "the machine does not come back from its last checkpoint"),
+            if let Some(back) = back(sandbox).await {
+                return Ok(Some(Self::of(back, self.listener)));
             }
         }
-        sandbox.conclude(exit.clone())?;
+        drop(last);
+        sandbox.conclude(exit.clone()).await?;
         if sandbox.record().rm {
             Known::remove(sandbox.name())?;
         }
@@ -156,6 +161,21 @@ impl Server {
         // Each reads what there is to be read, is told, and goes.
         told(&mut sessions).await;
         Ok(None)
+    }
+}
+
+/// Goes back to the last checkpoint, if need be by several tries: what was in the way may have gone.
+async fn back(sandbox: &Sandbox) -> Option<Sandbox> {
+    loop {
+        match sandbox.roll_back().await {
+            Ok(back) => return Some(back),
+            Err(error) => tracing::error!(%error, "the machine does not come back from its last checkpoint"),
+        }
+        let paper = Known::find(sandbox.name()).ok()?.record?;
+        if !paper.may_go_back() {
+            return None;
+        }
+        tokio::time::sleep(BETWEEN_TRIES).await;
     }
 }
 

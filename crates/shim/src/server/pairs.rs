@@ -84,11 +84,17 @@ impl ClientLink {
     }
 }
 
-fn info(channel: &throughline::Channel) -> Option<ChannelInfo> {
-    match channel {
+/// Where a channel stands, which is let go of as it is.
+fn looked_at(channel: throughline::Channel) -> Option<ChannelInfo> {
+    let info = match &channel {
         throughline::Channel::Stream(stream) => stream.info().ok(),
         throughline::Channel::Messages(messages) => messages.info().ok(),
-    }
+    };
+    match channel {
+        throughline::Channel::Stream(stream) => stream.release(),
+        throughline::Channel::Messages(messages) => messages.release(),
+    };
+    info
 }
 
 /// Resets a channel.
@@ -155,7 +161,7 @@ impl Shared {
         let gone = RolledBack { received: 0, sent: 0, gone: true };
         let Some(channel) = self.of(&pair.id) else { return Some(gone) };
         // How far the client has come, which is more than the lost timeline knows of.
-        let below = client.channel(pair).await.ok().and_then(|below| info(&below));
+        let below = client.channel(pair).await.ok().and_then(looked_at);
         let came = below.map_or((pair.received, pair.sent), |below| {
             let received = below.sent - below.sent_unread - below.sent_from;
             (pair.received + received, pair.sent + (below.received + below.unread - below.received_from))

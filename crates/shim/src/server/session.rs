@@ -134,7 +134,11 @@ impl Session {
                 // Once begun it comes to its end, whether its client still waits or not.
                 tokio::spawn(async move {
                     let _turn = shared.snapshots.lock().await;
-                    reply(&outgoing, number, shared.call(call).await).await;
+                    let answer = match shared.lost() {
+                        Some(failure) => Err(failure),
+                        None => shared.call(call).await,
+                    };
+                    reply(&outgoing, number, answer).await;
                 });
             }
             call => {
