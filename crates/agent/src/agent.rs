@@ -93,7 +93,7 @@ impl Agent {
         })
     }
 
-    /// Serves the link, whose builder was told to listen on [`port::ALL`](throughline_wire::port::ALL), until
+    /// Serves the link, whose builder was told to listen on [`port::ALL`], until
     /// the host asks for the power to go off. Runs inside a [`LocalSet`](tokio::task::LocalSet).
     ///
     /// Nothing is served before the first identity has been taken on.
