@@ -28,7 +28,7 @@ pub struct Warmed {
     known: bool,
     /// Where what was read here begins, once something was.
     from: Option<u64>,
-    /// Whether the first byte read is to be lost.
+    /// Whether a byte of the first line read is to be lost.
     loses: bool,
 }
 
@@ -56,7 +56,7 @@ impl Warmed {
         Self { child, transcript, said, errors, exit, known, from: None, loses: false }
     }
 
-    /// Loses the first byte that is read: the test switch of whoever must find that out.
+    /// Loses a byte of the first line that is read: the test switch of whoever must find that out.
     pub fn lose_a_byte(&mut self) {
         self.loses = true;
     }
@@ -129,10 +129,16 @@ impl Warmed {
     /// Takes one event; whether there was one.
     async fn step(&mut self) -> Result<bool> {
         match self.child.events.next().await? {
-            Some(ChildEvent::Stdout { at, data }) => {
+            Some(ChildEvent::Stdout { at, mut data }) => {
                 self.from.get_or_insert(at);
-                let lost = usize::from(std::mem::take(&mut self.loses));
-                self.said.extend(self.transcript.hear(at, &data[lost..]));
+                // Of a numbered line, not its end: the next line, an answer, is to be understood.
+                let end = data.iter().position(|byte| *byte == b'\n').filter(|end| self.loses && *end > 0);
+                let end = end.filter(|_| !data.starts_with(b"answer"));
+                if let Some(end) = end {
+                    data.remove(end - 1);
+                    self.loses = false;
+                }
+                self.said.extend(self.transcript.hear(at, &data));
             }
             Some(ChildEvent::Stderr { data, .. }) => self.errors.extend(data),
             Some(ChildEvent::Exited(exit)) => self.exit = Some(exit),
