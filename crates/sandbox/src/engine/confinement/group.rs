@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use procfs::process::{MountInfo, Process};
 
 use super::{Measure, refused};
+use crate::engine::process::start_time;
 use crate::engine::{Accelerator, Hardware};
 
 /// How the folder of a group begins.
@@ -226,8 +227,8 @@ fn sweep(parent: &Path) {
     let Ok(entries) = fs::read_dir(parent) else { return };
     for entry in entries.flatten() {
         let Some((pid, started)) = maker(&entry.file_name()) else { continue };
-        let lives = Process::new(pid).and_then(|maker| maker.stat()).is_ok_and(|stat| stat.starttime == started);
-        if !lives {
+        // One that has ended, and that nobody has taken notice of, has ended.
+        if start_time(pid) != Some(started) {
             // One with processes in it stays by itself.
             let _ = fs::remove_dir(entry.path());
         }
