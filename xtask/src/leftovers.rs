@@ -242,7 +242,9 @@ mod tests {
         fs::create_dir(&sandbox).expect("a folder");
         let socket = std::os::unix::net::UnixListener::bind(sandbox.join("api")).expect("a socket");
         drop(socket);
-        let left = watch.end(SHORT).expect("an answer");
+        let mut left = watch.end(SHORT).expect("an answer");
+        // Other tests run meanwhile, and what they have in shared memory is seen too.
+        left.retain(|item| item.contains(&*folder.path().to_string_lossy()));
         let expected = [sandbox.clone(), sandbox.join("api")].map(|path| format!("file {}", path.display()));
         assert_eq!(left, expected);
     }
