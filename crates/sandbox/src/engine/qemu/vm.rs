@@ -18,7 +18,7 @@ use super::command::{BELL, CONTROL};
 use super::console::{self, Watch};
 use super::process::{Process, Status, proc_error};
 use super::qmp::{Qmp, Seen};
-use crate::engine::{EngineError, Exit, ExitReason, RamRecord, RamSource, Vm, VmRecord};
+use crate::engine::{EngineError, Exit, ExitReason, RamRecord, RamSource, Vm, VmRecord, capture};
 use crate::sockets;
 
 /// What the kernel prints when it panics.
@@ -286,7 +286,7 @@ impl Vm for QemuVm {
         let failed = |source| EngineError::io("find the RAM of the machine in", &self.record.folder, source);
         match &self.record.ram {
             RamRecord::Shared(path) => {
-                let file = File::open(path).map_err(|source| EngineError::io("open the RAM", path, source))?;
+                let file = capture::open(path).map_err(|source| EngineError::io("open the RAM", path, source))?;
                 Ok(RamSource::Shared(file))
             }
             RamRecord::CopyOnWrite { inode } => Ok(RamSource::CopyOnWrite {
