@@ -1,11 +1,12 @@
-//! Pages that a monitor has written over its image: they are in no file.
+//! RAM that is an image, and pages that a monitor has written over it: those are in no file.
 
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
-use super::{CHUNK, PAGE, correct_chunk};
+use super::pages::{CHUNK, Source, copy_sparse, segments, write_changed};
+use crate::zeros::PAGE;
 
 /// A page map's entry has 64 bits for each page of a process.
 const ENTRY: usize = 8;
@@ -16,23 +17,51 @@ const SWAPPED: u64 = 1 << 62;
 /// The page belongs to a file: the guest has not written it.
 const OF_FILE: u64 = 1 << 61;
 
-/// Brings the private pages of `pid`, in the `length` bytes at `address`, into `copy`. Returns how
-/// many bytes differed.
-pub(super) fn correct(pid: i32, address: u64, copy: &File, length: u64) -> io::Result<u64> {
-    let pages = File::open(format!("/proc/{pid}/pagemap"))?;
-    let memory = File::open(format!("/proc/{pid}/mem"))?;
-    let mut corrected = 0;
-    let (mut new, mut old) = (vec![0; CHUNK], vec![0; CHUNK]);
-    for run in private_runs(&pages, address, length)? {
-        let mut at = run.start;
-        while at < run.end {
-            let size = CHUNK.min((run.end - at) as usize);
-            memory.read_exact_at(&mut new[..size], address + at)?;
-            corrected += correct_chunk(copy, &new[..size], &mut old[..size], at)?;
-            at += size as u64;
-        }
+/// A monitor, and where it has mapped the image.
+#[derive(Debug)]
+pub(super) struct Private {
+    pid: i32,
+    address: u64,
+    length: u64,
+}
+
+impl Private {
+    /// Copies RAM, while the guest may change it: the image by sharing the file's blocks, where the file system can. Also
+    /// says how many bytes that was.
+    pub(super) fn copy(image: &File, pid: i32, address: u64, to: &File) -> io::Result<(Self, u64)> {
+        let length = image.metadata()?.len();
+        let private = Self { pid, address, length };
+        let copied =
+            if rustix::fs::ioctl_ficlone(to, image).is_ok() { length } else { private.copy_image(image, to)? };
+        let corrected = private.correct(to)?;
+        Ok((private, copied + corrected))
     }
-    Ok(corrected)
+
+    fn copy_image(&self, image: &File, to: &File) -> io::Result<u64> {
+        to.set_len(self.length)?;
+        let source = Source::File(image.try_clone()?);
+        let data = segments(image, 0..self.length)?;
+        data.iter().try_fold(0, |sum, range| Ok(sum + copy_sparse(&source, range, to, |_, _| ())?))
+    }
+
+    /// Brings the private pages into the copy. Returns how many bytes differed.
+    pub(super) fn correct(&self, to: &File) -> io::Result<u64> {
+        let pages = File::open(format!("/proc/{}/pagemap", self.pid))?;
+        let memory = File::open(format!("/proc/{}/mem", self.pid))?;
+        let mut corrected = 0;
+        let (mut new, mut old) = (vec![0; CHUNK], vec![0; CHUNK]);
+        for run in private_runs(&pages, self.address, self.length)? {
+            let mut at = run.start;
+            while at < run.end {
+                let size = CHUNK.min((run.end - at) as usize);
+                memory.read_exact_at(&mut new[..size], self.address + at)?;
+                to.read_exact_at(&mut old[..size], at)?;
+                corrected += write_changed(to, &new[..size], &old[..size], at)?;
+                at += size as u64;
+            }
+        }
+        Ok(corrected)
+    }
 }
 
 /// Runs of private pages, as offsets into the mapping.
