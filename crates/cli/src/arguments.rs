@@ -202,7 +202,7 @@ impl Keep {
 /// What a guest is given beside its image or snapshot.
 #[derive(Clone, Debug, Default, Args)]
 pub struct Given {
-    /// Host name of the guest; of a fork's children too, where `{index}` stands for a child's number. A random one without
+    /// Host name of the guest; in that of a fork's or a pool's child `{index}` stands for its number. A random one without
     #[arg(long)]
     pub hostname: Option<String>,
     /// Give the guest a secret: its file /run/secrets/NAME, which is in no snapshot and no child that is not given it.

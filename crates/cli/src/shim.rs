@@ -4,10 +4,6 @@ use std::fs::File;
 use std::io::{BufRead, Write};
 
 use serde::de::DeserializeOwned;
-use throughline_sandbox::engine::EngineError;
-use throughline_sandbox::{PlaceError, SandboxError};
-use throughline_shim::ShimError;
-use throughline_shim::api::{Failure, Kind};
 use throughline_shim::pool::Keeper;
 use throughline_shim::server::{self, Server};
 use throughline_shim::start::{Outcome, Program, Start, Take};
@@ -21,8 +17,14 @@ pub async fn run() -> Result<u8, CliError> {
         Some(Start::Wait { bundle, index, trusted }) => match server::wait(&bundle, index, trusted).await {
             Ok(waiting) => {
                 answer(&Outcome::Waiting)?;
-                // Whoever began it has died, or does not need it.
-                let Some(take) = read::<Take>().await? else { return Ok(0) };
+                let take = tokio::select! {
+                    biased;
+                    // Whoever keeps it replaces it.
+                    _ = waiting.ended() => None,
+                    take = read::<Take>() => take?,
+                };
+                // Without one whoever began it has died, or does not need it.
+                let Some(take) = take else { return Ok(0) };
                 Server::take(waiting, take).await
             }
             Err(error) => Err(error),
@@ -38,7 +40,7 @@ pub async fn run() -> Result<u8, CliError> {
             Ok(0)
         }
         Err(error) => {
-            say(&Outcome::Failed(Failure { kind: kind(&error), message: error.to_string() }))?;
+            say(&Outcome::Failed(error.into()))?;
             Ok(super::OWN_FAILURE)
         }
     }
@@ -57,24 +59,9 @@ pub async fn keep() -> Result<u8, CliError> {
             Ok(0)
         }
         Err(error) => {
-            say(&Outcome::Failed(Failure { kind: kind(&error), message: error.to_string() }))?;
+            say(&Outcome::Failed(error.into()))?;
             Ok(super::OWN_FAILURE)
         }
-    }
-}
-
-fn kind(error: &ShimError) -> Kind {
-    match error {
-        ShimError::Failure(failure) => failure.kind,
-        ShimError::Sandbox(SandboxError::Ended(_)) => Kind::Ended,
-        ShimError::Sandbox(SandboxError::Engine(EngineError::Processors { .. })) => Kind::Misuse,
-        ShimError::Sandbox(SandboxError::Place(place)) => match place {
-            PlaceError::Taken(_) | PlaceError::Busy { .. } => Kind::Taken,
-            PlaceError::Missing(_) => Kind::Missing,
-            PlaceError::Name(_) => Kind::Misuse,
-            _ => Kind::Failed,
-        },
-        _ => Kind::Failed,
     }
 }
 

@@ -34,7 +34,8 @@ pub struct Check {
 }
 
 impl Check {
-    fn new(name: &str, state: State, detail: impl Into<String>, mend: &str) -> Self {
+    /// One; the `mend` of what is as it should be is left out.
+    pub fn new(name: &str, state: State, detail: impl Into<String>, mend: &str) -> Self {
         let mend = (state != State::Ok && !mend.is_empty()).then(|| mend.to_owned());
         Self { name: name.to_owned(), state, detail: detail.into(), mend }
     }
@@ -43,7 +44,7 @@ impl Check {
 /// Looks at everything. The first call on a host may take some seconds, as KVM is tried.
 pub async fn examine() -> Vec<Check> {
     let mut checks = monitor().await;
-    checks.extend([kernel(), memory(), runtime(), descriptors(), locked_memory(), userlands()]);
+    checks.extend([kernel(), memory(), runtime(), descriptors(), locked_memory(), userlands(), zygotes()]);
     let confinement = crate::engine::try_confinement();
     checks.push(tracing_scope(confinement.as_ref().ok()));
     checks.extend(confined(confinement));
@@ -135,6 +136,18 @@ fn userlands() -> Check {
         missing => (State::Warning, format!("{} not found: no images of userlands can be built", missing.join(", "))),
     };
     Check::new("userlands", state, detail, "apt-get install erofs-utils fakeroot")
+}
+
+/// Those of dead processes take memory until somebody looks.
+fn zygotes() -> Check {
+    let (state, detail) = match crate::zygote::left() {
+        Ok((0, _)) => (State::Ok, "none is left of a dead process".to_owned()),
+        Ok((count, bytes)) => {
+            (State::Warning, format!("{count} left of dead processes take {} MiB of /dev/shm", bytes >> 20))
+        }
+        Err(error) => (State::Warning, error.to_string()),
+    };
+    Check::new("zygotes", state, detail, "throughline prune")
 }
 
 /// Snapshots of restored machines read the monitor's memory.

@@ -43,9 +43,9 @@ pub struct Known {
 }
 
 impl Known {
-    /// All of this user's, in the order of their names. What creators left that died is removed meanwhile.
+    /// All of this user's, in the order of their names. What creators and others left that died is removed meanwhile.
     pub fn list() -> Result<Vec<Self>, SandboxError> {
-        Places::sweep()?;
+        sweep()?;
         let known = Places::names()?.into_iter().filter_map(|name| match Self::find(&name) {
             Ok(known) => Some(known),
             Err(SandboxError::Record(_)) => Self::foreign(name).ok(),
@@ -109,6 +109,15 @@ impl Known {
             Err(error) => Err(error),
         }
     }
+}
+
+/// Removes what dead processes left that is no sandbox: machines that waited to be taken, and zygotes in memory.
+///
+/// # Errors
+/// The folders cannot be read.
+pub fn sweep() -> Result<(), SandboxError> {
+    Places::sweep()?;
+    crate::zygote::sweep()
 }
 
 fn state(record: &Record, places: &Places) -> State {

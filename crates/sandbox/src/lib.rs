@@ -35,7 +35,7 @@ pub mod zygote;
 pub use command::{Child, ChildEvent, ChildEvents, ChildInput, Command, Output};
 pub use error::SandboxError;
 pub use given::Given;
-pub use known::{Known, State};
+pub use known::{Known, State, sweep};
 pub use places::{PlaceError, check_name, runtime};
 pub use pool::Pool;
 pub use sandbox::{

@@ -309,6 +309,18 @@ pub fn check_name(name: &str) -> Result<(), PlaceError> {
     if is_name(name) { Ok(()) } else { Err(PlaceError::Name(name.to_owned())) }
 }
 
+/// Whether a sandbox could have this name now. What a dead creator left under it does not count.
+///
+/// # Errors
+/// It is none, or somebody has it.
+pub(crate) fn check_free(name: &str) -> Result<(), PlaceError> {
+    check_name(name)?;
+    let this = Places::of(name)?;
+    // Not signed: whoever creates it next waits for this look.
+    let _claim = this.claimed(Claim::take)?;
+    if this.exists() { Err(PlaceError::Taken(name.to_owned())) } else { Ok(()) }
+}
+
 /// Whether this may be the name of a sandbox, or of an image.
 pub(crate) fn is_name(name: &str) -> bool {
     let letter = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
+use crate::places::check_free;
 use crate::stock::Stock;
-use crate::{Sandbox, SandboxError, Waiting, Zygote};
+use crate::{Given, Sandbox, SandboxError, Waiting, Zygote};
 
 /// How long taking one may take: with none in waiting it is loaded first.
 const DEADLINE: Duration = Duration::from_mins(1);
@@ -19,7 +20,7 @@ pub struct Pool {
 
 impl Zygote {
     /// Keeps so many children loaded, rehearsed and paused: taking one costs as much as letting it run. To be called
-    /// within a runtime of tokio, in whose background the pool is filled.
+    /// within a runtime of tokio, in whose background the pool is filled; one whose machine dies is replaced.
     ///
     /// Each has a timeline, a place in the lineage and an identity of its own; the clock is read just before it runs.
     /// Until then nothing of the user's runs in it: it goes on at the byte at which the zygote was frozen.
@@ -39,7 +40,11 @@ impl Zygote {
             // With the zygote, which must not go before the child is loaded.
             async move { zygote.spawn().rehearse(rehearse).wait().await }
         };
-        Pool { stock: Stock::new(size, Vec::new(), make, |waiting| waiting.machine().is_running()) }
+        let ended = |waiting: &Waiting| {
+            let ended = waiting.ended();
+            async { drop(ended.await) }
+        };
+        Pool { stock: Stock::new(size, Vec::new(), make, ended) }
     }
 }
 
@@ -51,8 +56,19 @@ impl Pool {
     /// The name is not free, the child could not be loaded or did not wake up, or none was ready within a minute. A
     /// child that was taken for nothing is replaced.
     pub async fn take(&self, name: Option<&str>) -> Result<Sandbox, SandboxError> {
+        self.take_with(name, Given::default()).await
+    }
+
+    /// The same, with what its guest is given: in its host name `{index}` stands for its number. A child that waits has
+    /// neither host name nor secrets.
+    ///
+    /// # Errors
+    /// Those of [`take`](Self::take); what was given cannot be.
+    pub async fn take_with(&self, name: Option<&str>, given: Given) -> Result<Sandbox, SandboxError> {
+        check(name, &given)?;
         let late = |_| SandboxError::io("take a child of the pool")(std::io::ErrorKind::TimedOut.into());
-        timeout(DEADLINE, self.stock.take()).await.map_err(late)??.take(name).await
+        let waiting = timeout(DEADLINE, self.stock.take()).await.map_err(late)??;
+        waiting.given(given)?.take(name).await
     }
 
     /// How many wait.
@@ -64,4 +80,14 @@ impl Pool {
     pub async fn filled(&self, count: usize) {
         self.stock.filled(count).await;
     }
+}
+
+/// Whether a child of a pool can be taken so, before one is used up for it. By then somebody may have the name.
+///
+/// # Errors
+/// The name is not free, or what was given cannot be.
+pub fn check(name: Option<&str>, given: &Given) -> Result<(), SandboxError> {
+    given.secrets.check()?;
+    given.hostname_of(1)?;
+    Ok(name.map_or(Ok(()), check_free)?)
 }

@@ -1,7 +1,9 @@
 //! A stock of things that take long to make: so many wait, and what is taken is made anew in the background.
 
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::thread::available_parallelism;
 use std::time::Duration;
 
@@ -11,10 +13,11 @@ use tokio::time::{Instant, sleep_until};
 
 /// Before what was taken is made anew: whoever took it has the processors first.
 const GRACE: Duration = Duration::from_millis(150);
-/// After a failure, before the next try.
+/// After a failure, or after the end of one that waited, before the next try.
 const PAUSE: Duration = Duration::from_secs(1);
 
 type Making<T, E> = Pin<Box<dyn Future<Output = Result<T, E>> + Send>>;
+type Ending = Pin<Box<dyn Future<Output = ()> + Send>>;
 type Taker<T, E> = oneshot::Sender<Result<T, E>>;
 
 /// Things that wait to be taken. Dropping it drops them.
@@ -32,19 +35,29 @@ impl<T, E> Drop for Stock<T, E> {
 }
 
 impl<T: Send + 'static, E: std::fmt::Display + Send + 'static> Stock<T, E> {
-    /// Keeps `size` things, of which the `first` are there. `make` makes one; one that is not `good` any more is thrown
-    /// away. To be called within a runtime of tokio.
-    pub fn new<F>(size: usize, first: Vec<T>, make: impl Fn() -> F + Send + 'static, good: fn(&T) -> bool) -> Self
+    /// Keeps `size` things, of which the `first` are there. `make` makes one; one that has `ended` of itself is thrown
+    /// away, and made anew. To be called within a runtime of tokio.
+    pub fn new<F, G>(
+        size: usize,
+        first: Vec<T>,
+        make: impl Fn() -> F + Send + 'static,
+        ended: impl Fn(&T) -> G + Send + 'static,
+    ) -> Self
     where
         F: Future<Output = Result<T, E>> + Send + 'static,
+        G: Future<Output = ()> + Send + 'static,
     {
         let (takers, requests) = mpsc::unbounded_channel();
         let (count, waiting) = watch::channel(0);
+        let watched = move |thing: T| {
+            let ended: Ending = Box::pin(ended(&thing));
+            (thing, ended)
+        };
         let keeper = Keeper {
             size,
             make: Box::new(move || Box::pin(make())),
-            good,
-            things: first.into(),
+            things: first.into_iter().map(&watched).collect(),
+            watched: Box::new(watched),
             takers: VecDeque::new(),
             making: JoinSet::new(),
             rest: None,
@@ -82,8 +95,9 @@ impl<T: Send + 'static, E: std::fmt::Display + Send + 'static> Stock<T, E> {
 struct Keeper<T, E> {
     size: usize,
     make: Box<dyn Fn() -> Making<T, E> + Send>,
-    good: fn(&T) -> bool,
-    things: VecDeque<T>,
+    /// Adds how to learn of one's end.
+    watched: Box<dyn Fn(T) -> (T, Ending) + Send>,
+    things: VecDeque<(T, Ending)>,
     takers: VecDeque<Taker<T, E>>,
     making: JoinSet<Result<T, E>>,
     /// Until when nothing new is begun, unless somebody waits for it.
@@ -94,10 +108,17 @@ struct Keeper<T, E> {
 impl<T: Send + 'static, E: std::fmt::Display + Send + 'static> Keeper<T, E> {
     async fn keep(mut self, mut requests: mpsc::UnboundedReceiver<Taker<T, E>>) {
         loop {
+            // None that has ended is handed over.
+            if poll_fn(|cx| Poll::Ready(retire(&mut self.things, cx))).await {
+                self.rest = Some(Instant::now() + PAUSE);
+            }
             self.hand_over();
             self.fill();
             let rest = self.rest.unwrap_or_else(Instant::now);
             tokio::select! {
+                () = poll_fn(|cx| if retire(&mut self.things, cx) { Poll::Ready(()) } else { Poll::Pending }) => {
+                    self.rest = Some(Instant::now() + PAUSE);
+                }
                 taker = requests.recv() => match taker {
                     Some(taker) => self.takers.push_back(taker),
                     None => return,
@@ -109,18 +130,17 @@ impl<T: Send + 'static, E: std::fmt::Display + Send + 'static> Keeper<T, E> {
     }
 
     fn hand_over(&mut self) {
-        self.things.retain(self.good);
         while let Some(taker) = self.takers.pop_front() {
             if taker.is_closed() {
                 continue;
             }
-            let Some(thing) = self.things.pop_front() else {
+            let Some((thing, ended)) = self.things.pop_front() else {
                 self.takers.push_front(taker);
                 break;
             };
             match taker.send(Ok(thing)) {
                 Ok(()) => self.rest = Some(Instant::now() + GRACE),
-                Err(Ok(thing)) => self.things.push_front(thing),
+                Err(Ok(thing)) => self.things.push_front((thing, ended)),
                 Err(Err(_)) => {}
             }
         }
@@ -140,7 +160,7 @@ impl<T: Send + 'static, E: std::fmt::Display + Send + 'static> Keeper<T, E> {
 
     fn made(&mut self, made: Result<Result<T, E>, tokio::task::JoinError>) {
         let error = match made {
-            Ok(Ok(thing)) => return self.things.push_back(thing),
+            Ok(Ok(thing)) => return self.things.push_back((self.watched)(thing)),
             Ok(Err(error)) => error,
             Err(error) => {
                 tracing::warn!(%error, "one in waiting was not made");
@@ -157,12 +177,24 @@ impl<T: Send + 'static, E: std::fmt::Display + Send + 'static> Keeper<T, E> {
     }
 }
 
+/// Throws those away that have ended; whether there were any.
+fn retire<T>(things: &mut VecDeque<(T, Ending)>, cx: &mut Context<'_>) -> bool {
+    let before = things.len();
+    things.retain_mut(|(_, ended)| ended.as_mut().poll(cx).is_pending());
+    let ended = before - things.len();
+    if ended > 0 {
+        tracing::warn!(ended, "what waited has ended of itself");
+    }
+    ended > 0
+}
+
 #[cfg(test)]
 mod tests {
+    use std::future::{pending, ready};
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    use tokio::sync::Notify;
+    use tokio::sync::{Mutex, Notify};
 
     use super::*;
 
@@ -180,9 +212,17 @@ mod tests {
                 Ok(number)
             }
         };
-        let stock = Stock::new(1, Vec::new(), produce, |number| *number != 1);
+        let ended = |number: &usize| {
+            let number = *number;
+            async move {
+                if number != 1 {
+                    pending::<()>().await;
+                }
+            }
+        };
+        let stock = Stock::new(1, Vec::new(), produce, ended);
         assert_eq!(stock.take().await, Ok(0));
-        assert_eq!(stock.take().await, Ok(2), "one that is not good is not handed over");
+        assert_eq!(stock.take().await, Ok(2), "one that has ended is not handed over");
         let (fourth, ()) = tokio::join!(biased; stock.take(), async { release.notify_one() });
         assert_eq!(fourth, Err("the fourth"));
         stock.filled(1).await;
@@ -191,7 +231,7 @@ mod tests {
         tokio::select! {
             biased;
             taken = stock.take() => panic!("{taken:?} without waiting"),
-            () = std::future::ready(()) => {}
+            () = ready(()) => {}
         }
         assert_eq!(stock.take().await, Ok(5));
     }
@@ -201,11 +241,29 @@ mod tests {
         let thing = Arc::new(());
         let kept = thing.clone();
         let stock =
-            Stock::new(3, vec![Arc::new(())], move || std::future::ready(Ok::<_, String>(kept.clone())), |_| true);
+            Stock::new(3, vec![Arc::new(())], move || ready(Ok::<_, String>(kept.clone())), |_| pending::<()>());
         stock.filled(3).await;
         drop(stock);
         while Arc::strong_count(&thing) > 1 {
             tokio::task::yield_now().await;
         }
+    }
+
+    #[tokio::test]
+    async fn what_waits_and_ends_of_itself_is_replaced_before_anybody_asks_for_it() {
+        let count = AtomicUsize::new(0);
+        let number = move || ready(Ok::<_, String>(count.fetch_add(1, Ordering::Relaxed)));
+        let life = Arc::new(Mutex::new(()));
+        let (first, lives) = (life.clone(), life.clone().lock_owned().await);
+        let ended = move |number: &usize| {
+            let (number, life) = (*number, first.clone());
+            async move { if number == 0 { drop(life.lock().await) } else { pending().await } }
+        };
+        let stock = Stock::new(2, Vec::new(), number, ended);
+        stock.filled(2).await;
+        drop(lives);
+        stock.waiting.clone().wait_for(|waiting| *waiting == 1).await.unwrap();
+        stock.filled(2).await;
+        assert_eq!((stock.take().await, stock.take().await), (Ok(1), Ok(2)));
     }
 }

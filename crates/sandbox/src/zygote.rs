@@ -19,8 +19,8 @@ use crate::sandbox::Restore;
 use crate::steps::step;
 use crate::{Sandbox, SandboxError, SnapshotReport};
 
-/// Where all zygotes in memory lie, below the sandboxes' memory: no name of a sandbox.
-const FOLDER: &str = ".zygotes";
+/// Where all zygotes in memory lie, below the sandboxes' memory: no name of a sandbox, and no claim of one.
+const FOLDER: &str = "+zygotes";
 const LOCK: &str = "lock";
 /// How long others may take to make or sweep theirs.
 const TURN: Duration = Duration::from_secs(10);
@@ -43,8 +43,14 @@ pub struct Zygote {
 #[derive(Debug)]
 pub struct Place {
     folder: PathBuf,
-    /// Whoever finds it unlocked finds a place whose process has died.
+    /// Whoever finds it unlocked, and has the turn, finds a place whose process has died.
     _lock: File,
+}
+
+/// The turn to make or remove places: a lock on the folder of all. Held for a moment.
+struct Turn {
+    all: PathBuf,
+    _folder: File,
 }
 
 impl Place {
@@ -67,24 +73,18 @@ impl Place {
 
     fn within(all: &Path) -> io::Result<Self> {
         DirBuilder::new().mode(0o700).recursive(true).create(all)?;
-        // Held for a moment: meanwhile nobody else makes one, so one that is not locked is nobody's.
-        let turn = File::open(all)?;
         let until = Instant::now() + TURN;
-        while let Err(error) = turn.try_lock() {
-            match error {
-                TryLockError::WouldBlock if Instant::now() < until => std::thread::sleep(LOOK),
-                TryLockError::WouldBlock => {
+        let turn = loop {
+            match Turn::take(all)? {
+                Some(turn) => break turn,
+                None if Instant::now() < until => std::thread::sleep(LOOK),
+                None => {
                     let reason = "another process has been making a zygote there for too long; end it, or let it go on";
                     return Err(io::Error::new(io::ErrorKind::TimedOut, reason));
                 }
-                TryLockError::Error(error) => return Err(error),
             }
-        }
-        if fs::metadata(all)?.ino() != turn.metadata()?.ino() {
-            // The last one took the folder with it, and somebody has made another.
-            return Err(io::ErrorKind::NotFound.into());
-        }
-        sweep(all);
+        };
+        turn.sweep();
         let folder = tempfile::Builder::new().prefix("zygote-").tempdir_in(all)?;
         step("zygote");
         let lock = File::create(folder.path().join(LOCK))?;
@@ -101,7 +101,7 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_dir_all(&self.folder) {
-            tracing::warn!(folder = %self.folder.display(), %error, "a zygote was left behind; the next one removes it");
+            tracing::warn!(folder = %self.folder.display(), %error, "a zygote was left behind");
         }
         // The last one leaves nothing.
         if let Some(all) = self.folder.parent() {
@@ -110,16 +110,81 @@ impl Drop for Place {
     }
 }
 
-/// Removes what processes left that died.
-fn sweep(all: &Path) {
-    let Ok(entries) = fs::read_dir(all) else { return };
-    for folder in entries.flatten().map(|entry| entry.path()) {
+impl Turn {
+    /// Takes it, unless somebody has it.
+    fn take(all: &Path) -> io::Result<Option<Self>> {
+        let folder = File::open(all)?;
+        match folder.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Ok(None),
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+        if fs::metadata(all)?.ino() != folder.metadata()?.ino() {
+            // The last one took the folder with it, and somebody has made another.
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        Ok(Some(Self { all: all.to_path_buf(), _folder: folder }))
+    }
+
+    /// The places that processes left that died.
+    fn left(&self) -> Vec<PathBuf> {
+        let Ok(entries) = fs::read_dir(&self.all) else { return Vec::new() };
         let held = |lock: File| matches!(lock.try_lock(), Err(TryLockError::WouldBlock));
-        let free = !File::open(folder.join(LOCK)).is_ok_and(held);
-        if free && let Err(error) = fs::remove_dir_all(&folder) {
-            tracing::warn!(folder = %folder.display(), %error, "a zygote that nobody has cannot be removed");
+        let folders = entries.flatten().map(|entry| entry.path());
+        folders.filter(|folder| !File::open(folder.join(LOCK)).is_ok_and(held)).collect()
+    }
+
+    fn sweep(&self) {
+        for folder in self.left() {
+            if let Err(error) = fs::remove_dir_all(&folder) {
+                tracing::warn!(folder = %folder.display(), %error, "a zygote that nobody has cannot be removed");
+            }
         }
     }
+}
+
+/// Removes the zygotes in memory whose processes have died.
+///
+/// # Errors
+/// Their folder cannot be read.
+pub fn sweep() -> Result<(), SandboxError> {
+    visit(&Places::folders()?.0.join(FOLDER), |turn| {
+        turn.sweep();
+        // The last one leaves nothing.
+        let _ = fs::remove_dir(&turn.all);
+    })
+}
+
+/// How many zygotes in memory are left whose processes have died, and how many bytes they take.
+pub(crate) fn left() -> Result<(usize, u64), SandboxError> {
+    let mut left = Vec::new();
+    visit(&Places::folders()?.0.join(FOLDER), |turn| left = turn.left())?;
+    Ok((left.len(), left.iter().map(|folder| bytes(folder)).sum()))
+}
+
+/// Has a look. Whoever makes one now sweeps, and leaves nothing to be seen.
+fn visit(all: &Path, look: impl FnOnce(&Turn)) -> Result<(), SandboxError> {
+    match Turn::take(all) {
+        Ok(turn) => {
+            if let Some(turn) = turn {
+                look(&turn);
+            }
+            Ok(())
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(PlaceError::Io { path: all.to_path_buf(), source }.into()),
+    }
+}
+
+/// What a folder takes.
+fn bytes(folder: &Path) -> u64 {
+    const BLOCK: u64 = 512;
+    let Ok(entries) = fs::read_dir(folder) else { return 0 };
+    let of = |entry: fs::DirEntry| match entry.metadata() {
+        Ok(data) if data.is_dir() => bytes(&entry.path()),
+        data => data.map_or(0, |data| data.blocks() * BLOCK),
+    };
+    entries.flatten().map(of).sum()
 }
 
 impl Sandbox {
@@ -203,5 +268,37 @@ impl Zygote {
             children.push(child.await.unwrap_or_else(|error| Err(failed(error))));
         }
         children
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zygotes_of_dead_processes_are_found_and_swept_and_those_of_living_ones_are_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let all = folder.path().join("all");
+        let seen = || {
+            let mut seen = Vec::new();
+            visit(&all, |turn| seen = turn.left()).unwrap();
+            seen
+        };
+        assert!(seen().is_empty());
+        let living = Place::within(&all).unwrap();
+        let dead = all.join("zygote-dead");
+        fs::create_dir_all(dead.join(BUNDLE)).unwrap();
+        // The end of its process has unlocked it.
+        fs::write(dead.join(LOCK), "").unwrap();
+        fs::write(dead.join(BUNDLE).join("ram"), vec![1; 1 << 20]).unwrap();
+        assert_eq!(seen(), [dead.as_path()]);
+        assert!((1 << 20..2 << 20).contains(&bytes(&dead)), "{}", bytes(&dead));
+        let turn = Turn::take(&all).unwrap().unwrap();
+        assert!(seen().is_empty(), "another one has the turn, and sweeps");
+        drop(turn);
+        visit(&all, Turn::sweep).unwrap();
+        assert!(!dead.exists() && living.folder.exists());
+        drop(living);
+        assert!(!all.exists());
     }
 }

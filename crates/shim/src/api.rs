@@ -268,14 +268,14 @@ pub enum Kind {
     Failed,
 }
 
-/// From client to shim: a line.
+/// From client to shim, or to a keeper: a line.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Request {
+pub struct Request<C = Call> {
     /// The client's number for it.
     pub number: u64,
     /// What it wants.
     #[serde(flatten)]
-    pub call: Call,
+    pub call: C,
 }
 
 /// From shim to client: a line.

@@ -3,9 +3,10 @@
 use std::io;
 use std::path::PathBuf;
 
-use throughline_sandbox::SandboxError;
+use throughline_sandbox::engine::EngineError;
+use throughline_sandbox::{PlaceError, SandboxError, SecretError};
 
-use crate::api::{Failure, VERSION};
+use crate::api::{Failure, Kind, VERSION};
 
 /// Why something was not done.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +77,34 @@ impl ShimError {
 
     pub(crate) fn memory(error: impl std::fmt::Display) -> Self {
         Self::Memory(error.to_string())
+    }
+}
+
+impl From<SandboxError> for Failure {
+    fn from(error: SandboxError) -> Self {
+        let kind = match &error {
+            SandboxError::Ended(_) => Kind::Ended,
+            SandboxError::Paused(_)
+            | SandboxError::Hostname(_)
+            | SandboxError::Secret(SecretError::Name(_) | SecretError::Long { .. } | SecretError::Many(_))
+            | SandboxError::Engine(EngineError::Processors { .. })
+            | SandboxError::Place(PlaceError::Name(_)) => Kind::Misuse,
+            SandboxError::Place(PlaceError::Taken(_) | PlaceError::Busy { .. }) => Kind::Taken,
+            SandboxError::Place(PlaceError::Missing(_)) => Kind::Missing,
+            _ => Kind::Failed,
+        };
+        Self { kind, message: error.to_string() }
+    }
+}
+
+/// What is said of it to who asked over a line.
+impl From<ShimError> for Failure {
+    fn from(error: ShimError) -> Self {
+        match error {
+            ShimError::Failure(failure) => failure,
+            ShimError::Sandbox(error) => error.into(),
+            other => Self { kind: Kind::Failed, message: other.to_string() },
+        }
     }
 }
 

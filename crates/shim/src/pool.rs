@@ -10,16 +10,18 @@
 
 mod client;
 mod folder;
+mod given;
 mod keeper;
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::api::Failure;
+use crate::api::{self, Failure};
 use crate::start::Keeping;
 
-pub use client::{Standing, ask, create, list, remove, remove_dead, take};
+pub use client::{Standing, create, list, remove, remove_dead, take};
+pub use folder::check;
 pub use keeper::Keeper;
 
 /// Version of everything here.
@@ -58,7 +60,8 @@ pub enum Call {
         /// The caller's [`VERSION`].
         api: u32,
     },
-    /// Takes a child.
+    /// Takes a child. What its guest is given comes with it, as a descriptor: a file in memory with a
+    /// [`Given`](throughline_sandbox::Given).
     Take {
         /// Its name; a random one without.
         name: Option<String>,
@@ -104,14 +107,7 @@ pub enum Answer {
 }
 
 /// To a keeper: a line.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Request {
-    /// The caller's number for it.
-    pub number: u64,
-    /// What it wants.
-    #[serde(flatten)]
-    pub call: Call,
-}
+pub type Request = api::Request<Call>;
 
 /// From a keeper: a line.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -2,8 +2,6 @@
 
 use std::path::PathBuf;
 use std::process::Stdio;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -11,6 +9,7 @@ use throughline_sandbox::Given;
 use throughline_sandbox::engine::Hardware;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{ChildStdin, ChildStdout, Command};
+use tokio::sync::watch;
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
@@ -74,7 +73,7 @@ pub enum Start {
         keeping: Keeping,
     },
     /// Loads a child of a zygote, and waits with it, paused, for a second line: a [`Take`]. Its end without one, or
-    /// that of the process that began it, ends the child.
+    /// that of the process that began it, ends the child; the end of the child's machine ends the shim.
     Wait {
         /// The zygote's bundle.
         bundle: PathBuf,
@@ -95,6 +94,8 @@ pub enum Start {
 pub struct Take {
     /// The name; a random one without.
     pub name: Option<String>,
+    /// What its guest is given.
+    pub given: Given,
     /// What is done with it.
     #[serde(flatten)]
     pub keeping: Keeping,
@@ -170,12 +171,11 @@ impl Program {
         let failed = |source| ShimError::Start { program: self.path.clone(), source };
         let mut child = command.spawn().map_err(failed)?;
         let (stdin, stdout) = (child.stdin.take(), child.stdout.take().map(BufReader::new));
-        let ended = Arc::new(AtomicBool::new(false));
-        let tell = ended.clone();
+        let (tell, ended) = watch::channel(());
         // Whoever starts it outlives it or not; in the first case it must not stay a zombie.
         tokio::spawn(async move {
             let _ = child.wait().await;
-            tell.store(true, Ordering::Relaxed);
+            drop(tell);
         });
         Ok(InWaiting { program: self.path.clone(), stdin, stdout, ended })
     }
@@ -187,13 +187,15 @@ pub struct InWaiting {
     program: PathBuf,
     stdin: Option<ChildStdin>,
     stdout: Option<BufReader<ChildStdout>>,
-    ended: Arc<AtomicBool>,
+    /// Nobody says anything there any more once it has ended.
+    ended: watch::Receiver<()>,
 }
 
 impl InWaiting {
-    /// Whether it still waits.
-    pub fn waits(&self) -> bool {
-        !self.ended.load(Ordering::Relaxed)
+    /// Waits for its end: its machine's, or its own.
+    pub fn ended(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut ended = self.ended.clone();
+        async move { while ended.changed().await.is_ok() {} }
     }
 
     /// Makes a sandbox of its child, and waits until that is ready; its name. It outlives this process.

@@ -2,7 +2,7 @@
 
 use clap::Subcommand;
 
-use super::Keep;
+use super::{Given, Keep};
 
 /// What to do with pools.
 #[derive(Debug, Subcommand)]
@@ -23,6 +23,8 @@ pub enum PoolVerb {
         pool: String,
         /// Name of the sandbox; a random one without
         child: Option<String>,
+        #[command(flatten)]
+        given: Given,
         #[command(flatten)]
         keep: Keep,
     },

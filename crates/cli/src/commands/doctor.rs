@@ -7,7 +7,8 @@ use crate::output;
 
 /// `doctor`: 0 when nothing is missing that every sandbox needs, else 1.
 pub async fn examine(json: bool) -> u8 {
-    let checks = doctor::examine().await;
+    let mut checks = doctor::examine().await;
+    checks.push(throughline_shim::pool::check());
     let fit = doctor::is_fit(&checks);
     if json {
         output::json(&json!({ "checks": checks, "ok": fit }));

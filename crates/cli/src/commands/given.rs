@@ -15,6 +15,11 @@ pub fn read(given: arguments::Given) -> Result<Given, CliError> {
     read_for(given, 0, None)
 }
 
+/// The same for one of a pool's children, whichever it will be.
+pub fn read_for_child(given: arguments::Given) -> Result<Given, CliError> {
+    read_for(given, 1, None)
+}
+
 /// The same for so many children of the sandbox `source`, whose own secrets are handed on by their names.
 pub fn read_for_children(given: arguments::Given, children: u64, source: &str) -> Result<Given, CliError> {
     read_for(given, children, Some(source))

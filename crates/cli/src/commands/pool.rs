@@ -5,9 +5,9 @@ use std::time::Instant;
 use serde::Serialize;
 use throughline_sandbox::{Known, PlaceError, SandboxError};
 use throughline_shim::pool::{self, Create, Source, Standing};
-use throughline_shim::start::Program;
+use throughline_shim::start::{Program, Take};
 
-use super::{remove, snapshot_place};
+use super::{given, remove, snapshot_place};
 use crate::OWN_FAILURE;
 use crate::arguments::PoolVerb;
 use crate::error::CliError;
@@ -50,10 +50,11 @@ pub async fn run(verb: PoolVerb, json: bool) -> Result<u8, CliError> {
             }
             Ok(0)
         }
-        PoolVerb::Take { pool, child, keep } => {
+        PoolVerb::Take { pool, child, given, keep } => {
             let started = Instant::now();
-            let result = pool::take(&pool, child.clone(), keep.keeping()).await;
-            take(started, child, result, json)
+            let take = Take { name: child.clone(), given: given::read_for_child(given)?, keeping: keep.keeping() };
+            let result = pool::take(&pool, take).await;
+            taken(started, child, result, json)
         }
         PoolVerb::Ls => {
             list(pool::list().await?, json);
@@ -81,7 +82,7 @@ fn find(source: &str) -> Result<Source, CliError> {
     }
 }
 
-fn take(
+fn taken(
     started: Instant,
     child: Option<String>,
     result: Result<String, throughline_shim::ShimError>,

@@ -212,7 +212,7 @@ fn vm_whoever_dies_at_any_step_of_a_fork_leaves_whole_children_or_none() {
     let (source, steps) = (Steps::new(), Steps::new());
     let counting = Counting::new(Name::new("abort-fork"), &source, &[]);
     let child = Name::new("abort-fork-child");
-    let zygotes = places(&counting.name.0)[0].with_file_name(".zygotes");
+    let zygotes = places(&counting.name.0)[0].with_file_name("+zygotes");
     let fork = ["fork", &counting.name.0, &child.0];
     let forked = steps.run(&fork);
     assert!(forked.status.success(), "{}", text(&forked.stderr));

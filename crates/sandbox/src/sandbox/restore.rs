@@ -280,7 +280,7 @@ pub(super) struct Loaded {
     pub(super) link: Link,
     pub(super) timeline: Timeline,
     pub(super) hostname: Option<Hostname>,
-    secrets: Secrets,
+    pub(super) secrets: Secrets,
     about: About,
     machine: Duration,
 }

@@ -8,9 +8,9 @@ use super::create::random_name;
 use super::restore::{Loaded, Restore};
 use super::start::identity;
 use super::{Sandbox, SandboxError};
-use crate::Secrets;
-use crate::engine::VmRecord;
+use crate::engine::{Exit, VmRecord};
 use crate::places::Places;
+use crate::{Given, Secrets};
 
 /// What a guest does after the first acknowledgement, and when it runs on after a pause, is rehearsed by the second.
 const REHEARSALS: u32 = 2;
@@ -36,6 +36,17 @@ impl Restore {
 }
 
 impl Waiting {
+    /// What its guest is given, in place of what its [`Restore`] said; nothing has reached it yet.
+    ///
+    /// # Errors
+    /// It cannot be given that; the machine ends.
+    pub fn given(mut self, given: Given) -> Result<Self, SandboxError> {
+        given.secrets.check()?;
+        self.0.hostname = given.hostname_of(self.0.timeline.index)?;
+        self.0.secrets = given.secrets;
+        Ok(self)
+    }
+
     /// Makes a sandbox of it, under a name or a random one, and returns when its guest is ready.
     ///
     /// # Errors
@@ -50,6 +61,12 @@ impl Waiting {
             Ok(()) => Box::pin(self.0.wake()).await,
             Err(error) => Err(self.0.starting.abandon(error.into()).await),
         }
+    }
+
+    /// Waits until its machine has ended, though nobody has taken it.
+    pub fn ended(&self) -> impl Future<Output = Exit> + Send + use<> {
+        let vm = self.0.starting.vm.clone();
+        async move { vm.exited().await }
     }
 
     /// Its monitor's process.
@@ -69,9 +86,12 @@ impl Loaded {
     /// translates code when it is first executed: here, and not when the child is taken.
     async fn rehearse(&self) -> Result<(), SandboxError> {
         let Self { starting, link, .. } = self;
+        // Whether any secrets follow is said by the identity itself. Until then the files of former ones stay, without
+        // their bytes: who has one open finds it again, should the child be given one of that name.
+        let flags = Identity::REHEARSE | Identity::SECRETS_FOLLOW;
         for _ in 0..REHEARSALS {
             let identity = identity(link.identity_seq() + 1, self.timeline, self.hostname, &Secrets::default())?;
-            link.give_identity(&Identity { flags: identity.flags | Identity::REHEARSE, ..identity });
+            link.give_identity(&Identity { flags: identity.flags | flags, ..identity });
             starting.vm.resume().await?;
             starting.answer(link.identity_taken(starting.deadline)).await?;
             starting.vm.pause().await?;

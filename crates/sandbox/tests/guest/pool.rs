@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::path::Path;
 
 use throughline::Event;
-use throughline_sandbox::{Known, Sandbox};
+use throughline_sandbox::{Given, Known, Sandbox};
 
 use crate::fork::{expected, goes_on, printer};
 use crate::host_death::{NAME, killed_host, ready};
@@ -59,14 +59,16 @@ async fn vm_pool_children_go_on_at_the_frozen_byte_and_are_guests_of_their_own()
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn vm_pool_of_a_killed_process_leaves_nothing_but_what_was_taken() {
     if let Some(name) = std::env::var_os(NAME) {
-        let pool = restored().await.freeze().await.unwrap().pool(2);
+        let zygote = restored().await.freeze().await.unwrap();
+        let place = zygote.bundle().folder().parent().unwrap().display().to_string();
+        let pool = zygote.pool(2);
         let taken = pool.take(name.to_str()).await.unwrap();
         taken.detach();
         pool.filled(2).await;
         let others = children().into_iter().filter(|pid| *pid != taken.machine().pid.to_string());
         let log = |pid: &str| std::fs::read_link(format!("/proc/{pid}/fd/2")).unwrap();
         let others = others.map(|pid| format!("{pid} {}", log(&pid).parent().unwrap().display()));
-        ready(others.collect::<Vec<_>>().join(" "));
+        ready(others.chain([place]).collect::<Vec<_>>().join(" "));
         return std::future::pending().await;
     }
     watched(async {
@@ -77,9 +79,11 @@ async fn vm_pool_of_a_killed_process_leaves_nothing_but_what_was_taken() {
         let owner = tokio::task::spawn_blocking(move || killed_host(test, &inner, Path::new("")));
         let waited = owner.await.unwrap();
         let words: Vec<&str> = waited.split(' ').collect();
-        assert_eq!(words.len(), 4, "{waited}");
+        assert_eq!(words.len(), 5, "{waited}");
+        let (words, zygote) = words.split_at(4);
         // Whoever comes next; it may be another test.
         assert!(Known::list().unwrap().iter().any(|known| known.name == name));
+        until(async || !Path::new(zygote[0]).exists()).await;
         for machine in words.chunks(2) {
             let (pid, runtime) = (machine[0], Path::new(machine[1]));
             let memory = crate::support::places(runtime.file_name().unwrap().to_str().unwrap())[0].clone();
@@ -92,6 +96,67 @@ async fn vm_pool_of_a_killed_process_leaves_nothing_but_what_was_taken() {
         assert_eq!(text(&sandbox, "echo here").await, "here");
         sandbox.kill().await.unwrap();
         gone(&name).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn vm_pool_replaces_a_child_whose_machine_dies() {
+    watched(async {
+        let sandbox = restored().await;
+        let pool = sandbox.zygote().await.unwrap().pool(2);
+        pool.filled(2).await;
+        let own = sandbox.machine().pid.to_string();
+        let waiting = || children().into_iter().filter(|pid| *pid != own).collect::<Vec<_>>();
+        let dead = waiting().pop().unwrap();
+        let pid = rustix::process::Pid::from_raw(dead.parse().unwrap()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        until(async || waiting().len() == 2 && !waiting().contains(&dead) && pool.waiting() == 2).await;
+        for _ in 0..2 {
+            let child = pool.take(None).await.unwrap();
+            assert_eq!(text(&child, "echo here").await, "here");
+            child.kill().await.unwrap();
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn vm_pool_child_is_given_what_it_is_to_have_when_it_is_taken_and_none_is_used_up_in_vain() {
+    watched(async {
+        let sandbox = restored().await;
+        let zygote = sandbox.zygote().await.unwrap();
+        // From the tenth child on a host name with its number has a letter more.
+        (0..9).for_each(|_| drop(zygote.spawn()));
+        let pool = zygote.pool(2);
+        pool.filled(2).await;
+        let given = |hostname: &str, secrets: &[(&str, &str)]| {
+            let mut given = Given { hostname: Some(hostname.to_owned()), ..Given::default() };
+            for (name, value) in secrets {
+                given.secrets.insert(*name, *value);
+            }
+            given
+        };
+        let before = children();
+        pool.take(Some(sandbox.name())).await.unwrap_err();
+        pool.take(Some("no/name")).await.unwrap_err();
+        pool.take_with(None, given("web_{index}", &[])).await.unwrap_err();
+        pool.take_with(None, given("web", &[("../key", "")])).await.unwrap_err();
+        assert_eq!((children(), pool.waiting()), (before, 2), "one was used up");
+        // That it cannot have this is known when it is known which one it is; another one takes its place.
+        let long = format!("{}{{index}}", "w".repeat(62));
+        let error = pool.take_with(None, given(&long, &[])).await.unwrap_err();
+        assert!(error.to_string().contains("is no host name"), "{error}");
+        pool.filled(2).await;
+        let ask = "hostname; cat /run/secrets/* 2>/dev/null; :";
+        let child = pool.take_with(None, given("web-{index}", &[("key", "for this one")])).await.unwrap();
+        let answer = text(&child, ask).await;
+        let (name, secret) = answer.split_once('\n').unwrap();
+        assert!(name.strip_prefix("web-").is_some_and(|number| number.parse::<u64>().unwrap() >= 10), "{name}");
+        assert_eq!(secret, "for this one");
+        let other = pool.take(None).await.unwrap();
+        let answer = text(&other, ask).await;
+        assert!(!answer.starts_with("web-") && answer.lines().count() == 1, "{answer}");
     })
     .await;
 }

@@ -1,16 +1,17 @@
 //! Calls to keepers.
 
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use throughline_sandbox::sockets;
 use tokio::net::UnixStream;
 use tokio::time::{sleep, timeout};
 
-use super::{Answer, Call, Create, Reply, Request, SOCKET, Source, VERSION, folder};
+use super::{Answer, Call, Create, Reply, Request, SOCKET, Source, VERSION, folder, given};
 use crate::ShimError;
 use crate::api::{Failure, Kind};
 use crate::line;
-use crate::start::{Keeping, Program};
+use crate::start::{Program, Take};
 
 /// How long a keeper may take for an answer. A child may have to be loaded first.
 const DEADLINE: Duration = Duration::from_mins(3);
@@ -47,15 +48,17 @@ pub async fn create(create: &Create, program: &Program) -> Result<(), ShimError>
 /// Takes a child; its name as a sandbox.
 ///
 /// # Errors
-/// There is no such pool; the name is not free; the child did not wake up.
-pub async fn take(pool: &str, name: Option<String>, keeping: Keeping) -> Result<String, ShimError> {
-    match ask(pool, Call::Take { name, keeping }).await? {
+/// There is no such pool; the name is not free; the child did not wake up, or cannot be given what it is to be given.
+pub async fn take(pool: &str, take: Take) -> Result<String, ShimError> {
+    let Take { name, given, keeping } = take;
+    let given = given::pack(&given).map_err(ShimError::io("hand over what the guest is given"))?;
+    match ask(pool, Call::Take { name, keeping }, &[given.as_fd()]).await? {
         (_, Answer::Taken { name }) => Ok(name),
         _ => Err(nonsense(pool)),
     }
 }
 
-/// All pools, in the order of their names. What dead keepers left is removed meanwhile.
+/// All pools, in the order of their names. What dead keepers left is removed meanwhile, zygotes too.
 ///
 /// # Errors
 /// They cannot be listed.
@@ -63,7 +66,7 @@ pub async fn list() -> Result<Vec<Standing>, ShimError> {
     remove_dead()?;
     let mut pools = Vec::new();
     for name in folder::names()? {
-        match ask(&name, Call::State).await {
+        match ask(&name, Call::State, &[]).await {
             Ok((pid, Answer::State { source, size, waiting })) => {
                 pools.push(Standing { name, pid, source, size, waiting });
             }
@@ -83,7 +86,7 @@ pub async fn remove(pool: &str) -> Result<(), ShimError> {
     if folder::remove_dead(pool)? {
         return Ok(());
     }
-    ask(pool, Call::Remove).await?;
+    ask(pool, Call::Remove, &[]).await?;
     let path = folder::path(pool)?;
     let gone = async {
         while path.exists() {
@@ -95,7 +98,7 @@ pub async fn remove(pool: &str) -> Result<(), ShimError> {
     Ok(())
 }
 
-/// Removes what dead keepers left; the names of their pools.
+/// Removes what dead keepers left, zygotes too; the names of their pools.
 ///
 /// # Errors
 /// It cannot be removed.
@@ -104,21 +107,19 @@ pub fn remove_dead() -> Result<Vec<String>, ShimError> {
     let dead: Result<Vec<bool>, _> = removed.iter().map(|name| folder::remove_dead(name)).collect();
     let mut dead = dead?.into_iter();
     removed.retain(|_| dead.next().unwrap_or(false));
+    throughline_sandbox::sweep()?;
     Ok(removed)
 }
 
 /// Asks the keeper of a pool something: its process, and its answer.
-///
-/// # Errors
-/// There is no such pool; its keeper is of another version, refuses, fails, or does not answer in time.
-pub async fn ask(pool: &str, call: Call) -> Result<(u32, Answer), ShimError> {
+async fn ask(pool: &str, call: Call, descriptors: &[BorrowedFd<'_>]) -> Result<(u32, Answer), ShimError> {
     let missing = || Failure { kind: Kind::Missing, message: format!("there is no pool named {pool:?}") };
     let socket = sockets::connect(&folder::path(pool)?, SOCKET).map_err(|_| missing())?;
     let io = |error| ShimError::io("talk to the pool's keeper")(error);
     socket.set_nonblocking(true).map_err(io)?;
     let (mut incoming, outgoing) = line::split(UnixStream::from_std(socket).map_err(io)?);
-    let mut answer = async |number, call| -> Result<Answer, ShimError> {
-        outgoing.send(&Request { number, call }).await.map_err(io)?;
+    let mut answer = async |number, call, descriptors| -> Result<Answer, ShimError> {
+        outgoing.send_with(&Request { number, call }, descriptors).await.map_err(io)?;
         match incoming.line::<Reply>().await.map_err(io)? {
             Some(Reply::Answer(_, answer)) => Ok(answer),
             Some(Reply::Failure(_, failure)) => Err(failure.into()),
@@ -126,8 +127,8 @@ pub async fn ask(pool: &str, call: Call) -> Result<(u32, Answer), ShimError> {
         }
     };
     let asked = async {
-        match answer(0, Call::Hello { api: VERSION }).await? {
-            Answer::Hello { api: VERSION, pid, .. } => Ok((pid, answer(1, call).await?)),
+        match answer(0, Call::Hello { api: VERSION }, &[]).await? {
+            Answer::Hello { api: VERSION, pid, .. } => Ok((pid, answer(1, call, descriptors).await?)),
             Answer::Hello { api, pid, release } => {
                 let message = format!(
                     "the keeper of pool {pool:?} (process {pid}, release {release}) speaks version {api} of its interface, and this program speaks {VERSION}; `kill {pid}` ends the pool, and what was taken goes on"

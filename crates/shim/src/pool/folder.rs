@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use throughline_sandbox::doctor::{Check, State};
 use throughline_sandbox::{SandboxError, check_name, runtime};
 
 use crate::ShimError;
@@ -70,6 +71,24 @@ pub(super) fn names() -> Result<Vec<String>, ShimError> {
     names.retain(|name| check_name(name).is_ok());
     names.sort();
     Ok(names)
+}
+
+/// Whether the keepers of all pools live, for `doctor`. Removes nothing.
+pub fn check() -> Check {
+    let looked = names().and_then(|names| {
+        let dead = |name: &String| Ok(lock(&path(name)?).is_ok_and(|lock| lock.is_some()));
+        let dead: Vec<bool> = names.iter().map(dead).collect::<Result<_, ShimError>>()?;
+        Ok(names.into_iter().zip(dead).partition::<Vec<_>, _>(|(_, dead)| *dead))
+    });
+    let (state, detail) = match looked {
+        Ok((dead, living)) if dead.is_empty() => (State::Ok, format!("{} have a keeper", living.len())),
+        Ok((dead, _)) => {
+            let dead: Vec<_> = dead.into_iter().map(|(name, _)| name).collect();
+            (State::Warning, format!("the keepers of these have died: {}", dead.join(", ")))
+        }
+        Err(error) => (State::Warning, error.to_string()),
+    };
+    Check::new("pools", state, detail, "throughline prune")
 }
 
 /// Removes the folder of a pool whose keeper has died; whether it was such a one.

@@ -1,18 +1,19 @@
 //! The keeper: one process, one pool, any number of callers.
 
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use throughline_sandbox::sockets;
 use throughline_sandbox::stock::Stock;
 use throughline_sandbox::zygote::Place;
+use throughline_sandbox::{Given, pool, sockets};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use super::folder::Folder;
-use super::{Answer, Call, Create, Reply, Request, SOCKET, Source, VERSION};
+use super::{Answer, Call, Create, Reply, Request, SOCKET, Source, VERSION, given};
 use crate::ShimError;
 use crate::api::{Failure, Kind};
 use crate::client::Remote;
@@ -54,7 +55,7 @@ impl Keeper {
         };
         let make = maker(program, bundle, zygote.is_some());
         let first = make().await?;
-        let stock = Stock::new(create.size, vec![first], make, InWaiting::waits);
+        let stock = Stock::new(create.size, vec![first], make, InWaiting::ended);
         let listener = sockets::listen(folder.path(), SOCKET).and_then(|listener| {
             listener.set_nonblocking(true)?;
             UnixListener::from_std(listener)
@@ -121,7 +122,10 @@ async fn serve(shared: Arc<Shared>, socket: UnixStream) {
         };
         let number = line.get("number").and_then(serde_json::Value::as_u64).unwrap_or(0);
         let (answer, last) = match serde_json::from_value::<Request>(line) {
-            Ok(request) => (shared.answer(&request.call).await, matches!(request.call, Call::Remove)),
+            Ok(Request { call, .. }) => {
+                let last = matches!(call, Call::Remove);
+                (shared.answer(call, incoming.take_descriptors()).await, last)
+            }
             Err(error) => {
                 let message = format!("version {VERSION} of a keeper's interface has no such call: {error}");
                 (Err(Failure { kind: Kind::Version, message }.into()), false)
@@ -129,8 +133,7 @@ async fn serve(shared: Arc<Shared>, socket: UnixStream) {
         };
         let reply = match answer {
             Ok(answer) => Reply::Answer(number, answer),
-            Err(ShimError::Failure(failure)) => Reply::Failure(number, failure),
-            Err(error) => Reply::Failure(number, Failure { kind: Kind::Failed, message: error.to_string() }),
+            Err(error) => Reply::Failure(number, error.into()),
         };
         let told = outgoing.send(&reply).await;
         if last {
@@ -143,15 +146,18 @@ async fn serve(shared: Arc<Shared>, socket: UnixStream) {
 }
 
 impl Shared {
-    async fn answer(&self, call: &Call) -> Result<Answer, ShimError> {
+    async fn answer(&self, call: Call, descriptors: Vec<OwnedFd>) -> Result<Answer, ShimError> {
         Ok(match call {
             // Whoever speaks another version decides what to do.
             Call::Hello { .. } => {
                 Answer::Hello { api: VERSION, pid: std::process::id(), release: env!("CARGO_PKG_VERSION").to_owned() }
             }
             Call::Take { name, keeping } => {
+                let given = descriptors.into_iter().next().map_or_else(|| Ok(Given::default()), given::unpack);
+                let given = given.map_err(ShimError::io("read what the guest is given"))?;
+                pool::check(name.as_deref(), &given)?;
                 let waiting = self.stock.take().await?;
-                Answer::Taken { name: waiting.take(&Take { name: name.clone(), keeping: keeping.clone() }).await? }
+                Answer::Taken { name: waiting.take(&Take { name, given, keeping }).await? }
             }
             Call::State => Answer::State {
                 source: self.create.source.clone(),

@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use throughline::{ChannelInfo, Kind as Carries};
-use throughline_sandbox::{PlaceError, SandboxError};
 use throughline_wire::port;
 
 use super::{End, Shared};
@@ -22,8 +21,8 @@ impl Shared {
                 Ok(Answer::Channels { channels: channels.into_iter().map(entry).collect() })
             }
             Call::Record => Ok(Answer::Record { record: Box::new(self.sandbox.record()) }),
-            Call::Pause => self.sandbox.pause().await.map(|()| Answer::Done).map_err(|error| failure(&error)),
-            Call::Resume => self.sandbox.resume().await.map(|()| Answer::Done).map_err(|error| failure(&error)),
+            Call::Pause => self.sandbox.pause().await.map(|()| Answer::Done).map_err(Failure::from),
+            Call::Resume => self.sandbox.resume().await.map(|()| Answer::Done).map_err(Failure::from),
             Call::Snapshot { place, stop, unquiesced } => self.snapshot(&place, stop, unquiesced).await,
             Call::Kill => {
                 self.sandbox.end();
@@ -60,7 +59,7 @@ impl Shared {
             snapshot = snapshot.allow_unquiesced();
         }
         let taken = if stop { snapshot.take_and_stop().await } else { snapshot.take().await };
-        let (_, report) = taken.map_err(|error| failure(&error))?;
+        let (_, report) = taken.map_err(Failure::from)?;
         Ok(Answer::Snapped(Snapped {
             stand_still_ms: report.stand_still.as_secs_f64() * 1e3,
             total_ms: report.total.as_secs_f64() * 1e3,
@@ -100,16 +99,4 @@ fn entry(channel: ChannelInfo) -> ChannelEntry {
         unread: channel.unread,
         corrupt: channel.corrupt.map(|corrupt| corrupt.to_string()),
     }
-}
-
-/// A sandbox's error, for a client.
-pub(crate) fn failure(error: &SandboxError) -> Failure {
-    let kind = match error {
-        SandboxError::Ended(_) => Kind::Ended,
-        SandboxError::Paused(_) => Kind::Misuse,
-        SandboxError::Place(PlaceError::Taken(_) | PlaceError::Busy { .. }) => Kind::Taken,
-        SandboxError::Place(PlaceError::Missing(_)) => Kind::Missing,
-        _ => Kind::Failed,
-    };
-    Failure { kind, message: error.to_string() }
 }

@@ -80,7 +80,8 @@ impl Server {
 
     /// Makes a sandbox of a child in waiting, and listens.
     pub async fn take(waiting: Waiting, take: Take) -> Result<Self, ShimError> {
-        Self::keep(waiting.take(take.name.as_deref()).await?, Some(&take.keeping))
+        let Take { name, given, keeping } = take;
+        Self::keep(waiting.given(given)?.take(name.as_deref()).await?, Some(&keeping))
     }
 
     fn keep(sandbox: Sandbox, keeping: Option<&Keeping>) -> Result<Self, ShimError> {
