@@ -44,7 +44,7 @@ async fn vm_is_saved_and_loaded_ten_times_in_a_chain() {
         let stopped = paused.elapsed();
         guest.vm.save(&at.join("state")).await.unwrap();
         let devices = paused.elapsed().saturating_sub(stopped);
-        let report = tokio::task::spawn_blocking(|| capture.finish()).await.unwrap().unwrap();
+        let report = tokio::task::spawn_blocking(move || capture.finish()).await.unwrap().unwrap();
         let corrected = paused.elapsed().saturating_sub(stopped + devices);
         let still = paused.elapsed();
         std::fs::copy(guest.folder.path().join("region"), at.join("region")).unwrap();

@@ -129,7 +129,8 @@ impl Section {
         owed.again(turn);
         (observer)(Stage::Resumed);
         step("resumed");
-        let (ram, carried) = result?;
+        let (capture, ram, carried) = result?;
+        tokio::task::spawn_blocking(|| drop(capture));
         resumed?;
         Ok(Copied { draft, quiesced, ram, carried, stand_still })
     }
@@ -141,7 +142,7 @@ async fn copy_paused(
     draft: &Draft,
     capture: Capture,
     observer: &Observer,
-) -> Result<(CaptureReport, Carried), SandboxError> {
+) -> Result<(Capture, CaptureReport, Carried), SandboxError> {
     vm.pause().await?;
     step("paused");
     observer(Stage::Paused);
@@ -149,11 +150,11 @@ async fn copy_paused(
     // Asked while everything that fills the place is still there.
     saved.map_err(|error| full(draft).unwrap_or_else(|| error.into()))?;
     step("saved");
-    let copying = blocking(move || capture.finish());
+    let copying = blocking(move || capture.finish().map(|report| (capture, report)));
     let carried = copy_link(link, draft);
     // Awaited in any case: whoever removes the draft must be the last to write into it.
-    let ram = copying.await?;
-    Ok((ram, carried?))
+    let (capture, ram) = copying.await?;
+    Ok((capture, ram, carried?))
 }
 
 /// How to take a snapshot. Made by [`Sandbox::snapshot_with`].

@@ -81,7 +81,9 @@ impl Capture {
 
     /// Corrects the copy, and gives it its name. The machine must be paused since before this
     /// call, and its devices saved: saving may still write to RAM.
-    pub fn finish(self) -> Result<CaptureReport, EngineError> {
+    ///
+    /// Drop it once the machine goes on: unmapping takes a third as long as comparing did.
+    pub fn finish(&self) -> Result<CaptureReport, EngineError> {
         let corrected = match &self.ram {
             Ram::Shared(ram) => ram.correct(&self.copy),
             Ram::Private(ram) => ram.correct(&self.copy),
