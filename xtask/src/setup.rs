@@ -14,6 +14,9 @@ const NEXTEST_VERSION: &str = "0.9.143";
 /// Where apt keeps what it knows of the distribution's packages.
 const PACKAGE_LISTS: &str = "/var/lib/apt/lists";
 
+/// Where its package puts the library that shows processes another clock.
+const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
+
 /// Something that must be on the machine.
 struct Requirement {
     what: &'static str,
@@ -56,6 +59,11 @@ const REQUIREMENTS: &[Requirement] = &[
         what: "fakeroot (it keeps the owners in archives of userlands)",
         package: "fakeroot",
         present: || runs("fakeroot", &["--version"]),
+    },
+    Requirement {
+        what: "libfaketime (it lets the host's clock jump in a test)",
+        package: "libfaketime",
+        present: || Path::new(FAKETIME).exists(),
     },
     Requirement { what: "xz (it unpacks archives)", package: "xz-utils", present: || runs("xz", &["--version"]) },
 ];

@@ -62,7 +62,7 @@ impl Place {
         let (memory, _) = Places::folders()?;
         let all = memory.join(FOLDER);
         loop {
-            match Self::within(&all) {
+            match Self::within(&all, TURN) {
                 Ok(place) => return Ok(place),
                 // The last one just took the folder with it.
                 Err(error) if error.kind() == io::ErrorKind::NotFound && memory.is_dir() => {}
@@ -71,9 +71,9 @@ impl Place {
         }
     }
 
-    fn within(all: &Path) -> io::Result<Self> {
+    fn within(all: &Path, most: Duration) -> io::Result<Self> {
         DirBuilder::new().mode(0o700).recursive(true).create(all)?;
-        let until = Instant::now() + TURN;
+        let until = Instant::now() + most;
         let turn = loop {
             match Turn::take(all)? {
                 Some(turn) => break turn,
@@ -285,7 +285,7 @@ mod tests {
             seen
         };
         assert!(seen().is_empty());
-        let living = Place::within(&all).unwrap();
+        let living = Place::within(&all, TURN).unwrap();
         let dead = all.join("zygote-dead");
         fs::create_dir_all(dead.join(BUNDLE)).unwrap();
         // The end of its process has unlocked it.
@@ -300,5 +300,38 @@ mod tests {
         assert!(!dead.exists() && living.folder.exists());
         drop(living);
         assert!(!all.exists());
+    }
+
+    #[test]
+    fn whoever_makes_a_zygote_waits_for_its_turn_and_sweeps_only_what_is_nobodys() {
+        let parent = tempfile::tempdir().unwrap();
+        let all = parent.path().join(FOLDER);
+        let living = Place::within(&all, TURN).unwrap();
+        let dead = all.join("zygote-dead");
+        fs::create_dir(&dead).unwrap();
+        File::create(dead.join(LOCK)).unwrap();
+        // Somebody is in the middle of making one: it has no lock yet.
+        let turn = File::open(&all).unwrap();
+        turn.lock().unwrap();
+        let made = all.join("zygote-made");
+        fs::create_dir(&made).unwrap();
+        let late = Place::within(&all, 5 * LOOK).unwrap_err();
+        assert_eq!(late.kind(), io::ErrorKind::TimedOut);
+        assert!(made.exists() && dead.exists(), "swept out of turn");
+
+        let same = all.clone();
+        let second = std::thread::spawn(move || Place::within(&same, TURN).unwrap());
+        let lock = File::create(made.join(LOCK)).unwrap();
+        lock.lock().unwrap();
+        drop(turn);
+        let second = second.join().unwrap();
+        let bundles = [living.bundle(), second.bundle(), made.join(BUNDLE)];
+        assert!(bundles.iter().all(|bundle| bundle.parent().unwrap().is_dir()) && !dead.exists());
+        assert_eq!(fs::read_dir(&all).unwrap().count(), bundles.len());
+        drop(lock);
+        drop(Place::within(&all, TURN).unwrap());
+        assert!(!made.exists());
+        drop((living, second));
+        assert!(!all.exists(), "the last one leaves nothing");
     }
 }

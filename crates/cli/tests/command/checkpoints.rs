@@ -3,9 +3,8 @@
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Stdio};
 
-use rustix::process::{Pid, Signal, kill_process};
-
-use crate::support::{Name, command, json, machines, printed, row, text, throughline, until};
+use crate::dying::{Steps, checkpoints, kill_machine, kill_shim, shim, state};
+use crate::support::{Name, command, json, machines, places, printed, row, text, throughline, until};
 
 const LINES: usize = 40;
 fn follow(name: &Name, script: &str) -> Child {
@@ -14,23 +13,10 @@ fn follow(name: &Name, script: &str) -> Child {
     exec.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
-fn checkpoints(name: &Name) -> serde_json::Value {
-    json(["--json", "inspect", &name.0])["sandbox"]["checkpoints"].clone()
-}
-
 /// Waits for a checkpoint that is taken from now on.
 fn checkpoint(name: &Name) {
     let before = checkpoints(name)["last"].clone();
     until(|| checkpoints(name)["last"] != before);
-}
-
-fn kill(pid: i32) {
-    kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
-}
-
-fn kill_machine(name: &Name) {
-    let [machine] = machines(&name.0)[..] else { panic!("one machine") };
-    kill(machine);
 }
 
 /// The numbers of lines count up, but for jumps back; how many there were.
@@ -63,8 +49,7 @@ fn vm_main_path_checkpoint_a_dead_machine_comes_back_and_a_command_is_followed_o
 
     // The shim dies with it: the next command brings it back.
     checkpoint(&name);
-    let shim = json(["--json", "inspect", &name.0])["shim"].as_i64().unwrap();
-    kill(i32::try_from(shim).unwrap());
+    kill_shim(&name);
     kill_machine(&name);
     until(|| row(&name.0).unwrap()["state"] == "lost");
     assert_eq!(printed(["exec", &name.0, "--", "echo", "back"]), "back\n");
@@ -105,4 +90,37 @@ fn vm_checkpoint_a_command_that_was_begun_after_it_is_gone_and_a_dead_machine_wi
     assert_eq!(row(&name.0).unwrap()["state"], "exited");
     let refused = throughline(["exec", &name.0, "--", "true"]);
     assert!(text(&refused.stderr).contains("last words"), "{}", text(&refused.stderr));
+}
+
+#[test]
+fn vm_checkpoint_of_a_paused_sandbox_comes_back_paused_and_one_that_does_not_come_back_says_so() {
+    let (name, steps) = (Name::new("checkpoint-paused"), Steps::new());
+    assert!(steps.run(&["run", "--memory", "128M", "--name", &name.0, "--checkpoint", "1h"]).status.success());
+    until(|| !checkpoints(&name)["last"].is_null());
+    printed(["pause", &name.0]);
+    for dies in [false, true] {
+        let (times, shim) = (checkpoints(&name)["times"].as_u64().unwrap(), shim(&name));
+        if dies {
+            // It is back, and runs for a moment.
+            steps.die(&steps.next("shim ready"));
+        }
+        kill_machine(&name);
+        if dies {
+            until(|| state(shim).is_none());
+            steps.live();
+        }
+        until(|| checkpoints(&name)["times"] == times + 1);
+        until(|| row(&name.0).unwrap()["state"] == "paused");
+        let refused = throughline(["snapshot", "create", &name.0, "/dev/shm/none"]);
+        assert!(text(&refused.stderr).contains("is paused; resume it first"), "{}", text(&refused.stderr));
+    }
+    printed(["resume", &name.0]);
+    assert_eq!(printed(["exec", &name.0, "--", "echo", "on"]), "on\n");
+    checkpoint(&name);
+    let last = checkpoints(&name)["last"]["folder"].as_str().unwrap().to_owned();
+    std::fs::remove_file(places(&name.0)[0].join(last).join("state")).unwrap();
+    kill_machine(&name);
+    until(|| row(&name.0).unwrap()["state"] == "exited");
+    let refused = text(&throughline(["exec", &name.0, "--", "true"]).stderr);
+    assert!(refused.contains("; 5 tries to go back to the last checkpoint came to nothing"), "{refused}");
 }

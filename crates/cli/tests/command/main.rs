@@ -3,12 +3,15 @@
 mod aborts;
 mod checkpoints;
 mod clients;
+mod clocks;
 mod creators;
 mod doctor;
+mod dying;
 mod examples;
 mod forks;
 mod kills;
 mod pools;
+mod random;
 mod schema;
 mod secrets;
 mod stops;

@@ -120,6 +120,9 @@ pub struct Exit {
     pub console: String,
     /// The end of the monitor's own messages, at most 4 KiB.
     pub messages: String,
+    /// How often it was then tried in vain to bring the sandbox back from its last checkpoint.
+    #[serde(default)]
+    pub vain_tries: u32,
 }
 
 /// What touching memory of a file gives that has no room on its file system.
@@ -174,6 +177,10 @@ impl fmt::Display for ExitReason {
 impl fmt::Display for Exit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.reason)?;
+        if self.vain_tries > 0 {
+            let tries = self.vain_tries;
+            write!(f, "; {tries} tries to go back to the last checkpoint came to nothing, shim.log says why")?;
+        }
         if !self.messages.trim().is_empty() {
             write!(f, "\nmonitor: {}", self.messages.trim())?;
         }

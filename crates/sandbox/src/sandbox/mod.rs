@@ -203,14 +203,18 @@ impl Sandbox {
     }
 
     /// After the machine has ended: notes how, gives its memory back, and keeps name and logs until
-    /// [`clear`](Self::clear).
-    pub async fn conclude(&self, exit: Exit) -> Result<(), SandboxError> {
+    /// [`clear`](Self::clear). How it ended, with the tries to bring it back.
+    pub async fn conclude(&self, exit: Exit) -> Result<Exit, SandboxError> {
         // A snapshot that came to nothing removes its draft itself.
         let _turn = self.snapshots.lock().await;
-        self.change(|record| record.exit = Some(exit))?;
+        // What came of going back is only there.
+        let paper = Record::read(self.places.runtime()).ok().flatten();
+        let exit = paper.map_or(exit.clone(), |paper| paper.in_vain(exit));
+        self.change(|record| record.exit = Some(exit.clone()))?;
         self.places.keep();
         step("concluded");
-        Ok(self.places.free_memory()?)
+        self.places.free_memory()?;
+        Ok(exit)
     }
 
     /// Ends the machine at once, without waiting: [`exited`](Self::exited) tells.

@@ -134,10 +134,15 @@ impl Record {
     pub(super) fn gone_back(mut self, link: &Link, machine: &VmRecord) -> Self {
         self.timeline = format!("{:032x}", link.timeline());
         self.machine = machine.clone();
-        self.wanted = Wanted::Running;
         self.checkpoints.going_back = false;
         self.checkpoints.times += 1;
         self
+    }
+
+    /// How it ended, if it did not come back.
+    pub(super) fn in_vain(&self, exit: Exit) -> Exit {
+        let Checkpoints { going_back, tries, .. } = self.checkpoints;
+        Exit { vain_tries: if going_back { tries } else { 0 }, ..exit }
     }
 
     /// Whether there is a checkpoint to go back to, and nobody wanted the machine to end.

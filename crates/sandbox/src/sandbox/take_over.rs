@@ -123,8 +123,9 @@ fn lease(current: &Path) -> Result<(Region, Sidecar), SandboxError> {
 fn given_up(places: &Places, mut record: Record) -> Result<SandboxError, SandboxError> {
     let runtime = places.runtime();
     end_left(runtime).map_err(SandboxError::io("end the machine of the last try"))?;
-    let nobody_saw = || Exit { reason: ExitReason::Unknown, console: String::new(), messages: String::new() };
-    let exit = record.checkpoints.lost.clone().unwrap_or_else(nobody_saw);
+    let (console, messages) = (String::new(), String::new());
+    let nobody_saw = || Exit { reason: ExitReason::Unknown, console, messages, vain_tries: 0 };
+    let exit = record.in_vain(record.checkpoints.lost.clone().unwrap_or_else(nobody_saw));
     (record.exit, record.checkpoints.going_back) = (Some(exit.clone()), false);
     record.write(runtime)?;
     places.free_memory()?;

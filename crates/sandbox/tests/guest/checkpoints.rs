@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
-use throughline::{AdoptError, ChannelInfo, Event, Region, Sidecar, SidecarError};
+use throughline::{AdoptError, ChannelInfo, Event};
 use throughline_sandbox::engine::ExitReason;
 use throughline_sandbox::{Known, Sandbox, SandboxError, State};
 use throughline_wire::exec::Exit;
 use throughline_wire::port;
 
-use crate::support::{Reader, gone, name, places, restored, template, text, until, watched};
+use crate::support::{Reader, gone, let_go, name, places, restored, template, text, until, watched};
 
 const LINES: usize = 6000;
 
@@ -28,7 +28,7 @@ fn channel(sandbox: &Sandbox) -> ChannelInfo {
 }
 
 /// Kills the monitor, and waits until that is noticed.
-async fn die(sandbox: &Sandbox) {
+pub async fn die(sandbox: &Sandbox) {
     kill_process(Pid::from_raw(sandbox.machine().pid).unwrap(), Signal::KILL).unwrap();
     let exit = sandbox.exited().await;
     assert_eq!(exit.reason, ExitReason::Signal(9));
@@ -76,13 +76,8 @@ async fn vm_checkpoint_brings_a_dead_machine_back_and_each_reader_is_told_from_w
         // It dies again before there is another checkpoint, and nobody drives it.
         die(&sandbox).await;
         let name = sandbox.name().to_owned();
-        let lease = (Region::open(&sandbox.memory().join("region")).unwrap(), sandbox.memory().join("sidecar"));
-        sandbox.detach();
-        drop(sandbox);
+        let_go(sandbox).await;
         assert_eq!(Known::find(&name).unwrap().state, State::Lost);
-        // Its tasks let go of the lease a moment after it was dropped.
-        let held = async || matches!(Sidecar::open(&lease.1, &lease.0), Err(SidecarError::Held { .. }));
-        until(async || !held().await).await;
         sandbox = Sandbox::take_over(&name).await.unwrap();
         assert_eq!(sandbox.record().checkpoints.times, 2);
         assert_eq!(channel(&sandbox).rolled_back, Some(how_far), "nobody took it in between");

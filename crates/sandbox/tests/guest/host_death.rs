@@ -42,7 +42,7 @@ pub fn ready(what: impl std::fmt::Display) {
 }
 
 /// Whether the machine that a dead host has left runs.
-async fn runs(name: &str) -> bool {
+pub async fn runs(name: &str) -> bool {
     let record = fs::read(places(name)[1].join("sandbox.json")).unwrap();
     let record: serde_json::Value = serde_json::from_slice(&record).unwrap();
     let record: VmRecord = serde_json::from_value(record["machine"].clone()).unwrap();

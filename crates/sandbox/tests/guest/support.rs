@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use throughline::{Region, Sidecar, SidecarError};
 use throughline_sandbox::bundle::Bundle;
 use throughline_sandbox::image::{Image, ImageBuilder};
 use throughline_sandbox::{Child, ChildEvent, Output, Sandbox};
@@ -78,6 +79,23 @@ pub async fn template() -> Bundle {
 /// A sandbox from the template.
 pub async fn restored() -> Sandbox {
     Sandbox::restore(template().await).start().await.expect("a restored sandbox")
+}
+
+/// Leaves a sandbox to whoever takes it over; its name.
+pub async fn let_go(sandbox: Sandbox) -> String {
+    let name = sandbox.name().to_owned();
+    sandbox.detach();
+    drop(sandbox);
+    unheld(&name).await;
+    name
+}
+
+/// Waits until nobody drives a sandbox: tasks let go of the lease a moment after it was dropped.
+pub async fn unheld(name: &str) {
+    let current = places(name)[0].join("current");
+    let region = Region::open(&current.join("region")).expect("a region");
+    let held = || matches!(Sidecar::open(&current.join("sidecar"), &region), Err(SidecarError::Held { .. }));
+    until(async || !held()).await;
 }
 
 /// Runs a shell script.

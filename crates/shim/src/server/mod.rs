@@ -154,7 +154,7 @@ impl Server {
             }
         }
         drop(last);
-        sandbox.conclude(exit.clone()).await?;
+        let exit = sandbox.conclude(exit).await?;
         if sandbox.record().rm {
             Known::remove(sandbox.name())?;
         }

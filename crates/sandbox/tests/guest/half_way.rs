@@ -1,0 +1,158 @@
+//! Take-overs and ways back that fail half-way, or that others come upon: what is there stays whole, for the next one.
+
+use std::fs;
+
+use throughline_sandbox::engine::ExitReason;
+use throughline_sandbox::{Known, Sandbox, SandboxError, State, Wanted};
+
+use crate::checkpoints::die;
+use crate::host_death::runs;
+use crate::support::{folder, gone, let_go, places, restored, text, unheld, until, watched};
+
+/// How often one goes back to a checkpoint.
+const TRIES: u32 = 5;
+
+fn paper(name: &str) -> serde_json::Value {
+    serde_json::from_slice(&fs::read(places(name)[1].join("sandbox.json")).unwrap()).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn vm_snapshot_that_waits_while_its_timeline_is_lost_fails_and_writes_nothing() {
+    watched(async {
+        let sandbox = restored().await;
+        sandbox.checkpoint().await.unwrap();
+        die(&sandbox).await;
+        let (name, folder) = (sandbox.name().to_owned(), folder());
+        let place = folder.path().join("bundle");
+        let late = async {
+            // From then on it has to wait for its turn.
+            until(async || paper(&name)["checkpoints"]["going_back"] == true).await;
+            sandbox.snapshot(&place).await
+        };
+        let (back, refused) = tokio::join!(sandbox.roll_back(), late);
+        let (back, refused) = (back.unwrap(), refused.unwrap_err());
+        assert!(matches!(refused, SandboxError::Dead(_)), "{refused}");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+        assert_eq!(paper(&name), serde_json::to_value(back.record()).unwrap());
+        assert!(sandbox.conclude(sandbox.exited().await).await.is_err() && sandbox.pause().await.is_err());
+        assert_eq!(paper(&name), serde_json::to_value(back.record()).unwrap());
+        drop(sandbox);
+        assert_eq!(text(&back, "echo on").await, "on");
+        back.kill().await.unwrap();
+        gone(&name).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn vm_take_over_that_fails_half_way_leaves_everything_to_the_next_one() {
+    watched(async {
+        let sandbox = restored().await;
+        let epoch = text(&sandbox, "cat /run/throughline/epoch").await;
+        let machine = sandbox.machine().clone();
+        let name = let_go(sandbox).await;
+        let [memory, runtime] = places(&name);
+        // It finds a snapshot that is nobody's, and cannot write down that it is gone.
+        let mut record = paper(&name);
+        record["snapshot"] = memory.join(".throughline-partial-0").to_str().into();
+        fs::write(runtime.join("sandbox.json"), record.to_string()).unwrap();
+        let obstacle = runtime.join("sandbox.json.new");
+        fs::create_dir(&obstacle).unwrap();
+        for _ in 0..2 {
+            let error = Sandbox::take_over(&name).await.unwrap_err().to_string();
+            assert!(error.contains("write sandbox.json"), "{error}");
+            unheld(&name).await;
+            assert!(machine.is_running() && memory.join("current/region").exists());
+            assert_eq!(paper(&name), record);
+        }
+        fs::remove_dir(&obstacle).unwrap();
+        let sandbox = Sandbox::take_over(&name).await.unwrap();
+        assert_eq!(sandbox.machine(), &machine);
+        assert_eq!(text(&sandbox, "cat /run/throughline/epoch").await, epoch);
+        sandbox.kill().await.unwrap();
+        until(async || !machine.is_running()).await;
+        gone(&name).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn vm_checkpoint_that_cannot_be_gone_back_to_is_given_up_after_five_tries_and_not_before() {
+    watched(async {
+        let (mut sandbox, folder) = (restored().await, folder());
+        let away = folder.path().join("state");
+        let damaged = async |sandbox: &Sandbox| {
+            sandbox.checkpoint().await.unwrap();
+            let last = sandbox.record().checkpoints.last.unwrap().folder;
+            let state = places(sandbox.name())[0].join(last).join("state");
+            die(sandbox).await;
+            fs::rename(&state, &away).unwrap();
+            state
+        };
+        let state = damaged(&sandbox).await;
+        let name = let_go(sandbox).await;
+        let fails = async |tries: u32| {
+            let error = Sandbox::take_over(&name).await.unwrap_err();
+            assert!(matches!(error, SandboxError::Bundle(_)), "{error}");
+            unheld(&name).await;
+            assert_eq!(Known::find(&name).unwrap().state, State::Lost);
+            assert_eq!(paper(&name)["checkpoints"]["tries"], tries);
+        };
+        for tries in 1..TRIES {
+            fails(tries).await;
+        }
+        fs::rename(&away, &state).unwrap();
+        sandbox = Sandbox::take_over(&name).await.unwrap();
+        assert_eq!(text(&sandbox, "echo back").await, "back");
+        assert_eq!((sandbox.record().checkpoints.times, sandbox.record().may_go_back()), (1, false));
+
+        // It may again from the next checkpoint on, tried by one who saw the end or by another.
+        damaged(&sandbox).await;
+        for tries in 1..TRIES {
+            sandbox.roll_back().await.unwrap_err();
+            assert_eq!(paper(&name)["checkpoints"]["tries"], tries);
+        }
+        let_go(sandbox).await;
+        fails(TRIES).await;
+        let error = Sandbox::take_over(&name).await.unwrap_err();
+        assert!(error.to_string().contains("5 tries to go back to the last checkpoint"), "{error}");
+        let SandboxError::Ended(exit) = error else { panic!("{error}") };
+        assert_eq!((exit.reason, exit.vain_tries), (ExitReason::Signal(9), TRIES));
+        assert_eq!(Known::find(&name).unwrap().state, State::Exited);
+        let left = fs::read_dir(&places(&name)[0]).unwrap().map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>();
+        assert_eq!(left, ["runtime"], "its memory is given back");
+        Known::remove(&name).unwrap();
+        gone(&name).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn vm_checkpoint_of_a_sandbox_that_was_paused_since_comes_back_paused() {
+    watched(async {
+        let mut sandbox = restored().await;
+        sandbox.checkpoint().await.unwrap();
+        let name = sandbox.name().to_owned();
+        sandbox.pause().await.unwrap();
+        for seen in [true, false] {
+            die(&sandbox).await;
+            if seen {
+                let back = sandbox.roll_back().await.unwrap();
+                drop(std::mem::replace(&mut sandbox, back));
+            } else {
+                let_go(sandbox).await;
+                sandbox = Sandbox::take_over(&name).await.unwrap();
+            }
+            assert_eq!(sandbox.record().wanted, Wanted::Paused);
+            let_go(sandbox).await;
+            assert!(!runs(&name).await);
+            sandbox = Sandbox::take_over(&name).await.unwrap();
+        }
+        assert_eq!(sandbox.record().checkpoints.times, 2);
+        sandbox.resume().await.unwrap();
+        assert_eq!(text(&sandbox, "echo on").await, "on");
+        sandbox.kill().await.unwrap();
+        gone(&name).await;
+    })
+    .await;
+}
