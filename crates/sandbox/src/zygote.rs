@@ -250,8 +250,8 @@ impl Zygote {
         count: usize,
         choose: impl Fn(Restore) -> Restore,
     ) -> Vec<Result<Sandbox, SandboxError>> {
-        // More at once would only wait for each other.
-        let most = std::thread::available_parallelism().map_or(2, |cores| 2 * cores.get());
+        // More at once would only wait for each other; with fewer, cores stand idle while a child waits for its host.
+        let most = std::thread::available_parallelism().map_or(4, |cores| 4 * cores.get());
         let room = Arc::new(Semaphore::new(most));
         let starting: Vec<_> = (0..count)
             .map(|_| {

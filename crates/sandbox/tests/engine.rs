@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::time::Instant;
 
 use support::{COUNTING, Guest, folder, qemu, watched};
-use throughline_sandbox::engine::{Capture, Engine, EngineError, ExitReason, VmRecord, save_paused};
+use throughline_sandbox::engine::{Accelerator, Capture, Engine, EngineError, ExitReason, VmRecord, save_paused};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn vm_boots_and_sees_region_and_doorbell() {
@@ -22,6 +22,10 @@ async fn vm_boots_and_sees_region_and_doorbell() {
     region.read_exact_at(&mut word, 0x1000).unwrap();
     assert!(u64::from(u32::from_le_bytes(word)) >= count, "the guest's stores are in the region's file");
     assert!(guest.vm.running().await.unwrap());
+    let record = guest.vm.record();
+    let status = std::fs::read_to_string(format!("/proc/{}/status", record.pid)).unwrap();
+    let huge = format!("THP_enabled:\t{}", u8::from(record.machine.accelerator == Accelerator::Kvm));
+    assert!(status.contains(&huge), "an emulator takes no huge pages: {status}");
     let exit = watched("the end", guest.vm.kill()).await.unwrap();
     assert_eq!(exit.reason, ExitReason::Signal(9));
     assert!(exit.console.contains("tick"), "{exit}");

@@ -12,6 +12,7 @@ use rustix::process::{
     Pid, PidfdFlags, Resource, Rlimit, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, setrlimit, setsid,
     waitid,
 };
+use rustix::thread::disable_transparent_huge_pages;
 use tokio::io::unix::AsyncFd;
 
 use crate::engine::confinement::{Plan, Started};
@@ -41,7 +42,7 @@ pub(super) struct Process {
 impl Process {
     /// Starts `command` in a session of its own, so that neither our end nor our terminal's ends it.
     pub(super) fn spawn(command: &mut Command) -> io::Result<Self> {
-        detach(command);
+        detach(command, HugePages::Allowed);
         let child = command.spawn()?;
         let pid = child.id().cast_signed();
         // Nobody reaps the child before us, so its pid is still its own.
@@ -50,7 +51,9 @@ impl Process {
 
     /// Does the same under confinement.
     pub(super) fn spawn_confined(command: &mut Command, plan: &Plan<'_>) -> io::Result<(Self, Started)> {
-        detach(command);
+        // An emulator asks for them for the code that it translates, far more than a short life fills. Measured: 2.5 MB
+        // less for a child that was just forked, and no difference in the speed of code that runs for long.
+        detach(command, if plan.kvm { HugePages::Allowed } else { HugePages::Never });
         let started = plan.spawn(command)?;
         Ok((Self::open(started.pid)?, started))
     }
@@ -127,10 +130,20 @@ pub(super) fn proc_error(error: procfs::ProcError) -> io::Error {
     }
 }
 
+/// Whether the system may give a process huge pages of memory.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum HugePages {
+    Allowed,
+    Never,
+}
+
 #[expect(unsafe_code, reason = "only between fork and exec can a session and a signal be set")]
-fn detach(command: &mut Command) {
-    let prepare = || {
+fn detach(command: &mut Command, huge: HugePages) {
+    let prepare = move || {
         setsid()?;
+        if huge == HugePages::Never {
+            disable_transparent_huge_pages(true)?;
+        }
         let limit = Rlimit { current: Some(FILE_LIMIT), maximum: Some(FILE_LIMIT) };
         setrlimit(Resource::Fsize, limit)?;
         // At the limit a write shall fail, not end the guest. SIG_IGN survives exec.
