@@ -16,6 +16,7 @@ const SETTLED: Duration = Duration::from_secs(3);
 /// What the guest has touched, and what it touches between two snapshots.
 const TOUCHED: &str = "dd if=/dev/urandom of=/dev/shm/touched bs=1M count=100";
 const TOUCHED_AGAIN: &str = "dd if=/dev/urandom of=/dev/shm/touched bs=1M count=16 conv=notrunc";
+const ALL_TOUCHED_AGAIN: &str = "dd if=/dev/urandom of=/dev/shm/touched bs=1M count=100 conv=notrunc";
 const IN_A_ROW: usize = 10;
 
 pub fn measure(runs: Runs, root: &Path) -> Result<Vec<Figure>> {
@@ -69,30 +70,36 @@ async fn many(zygote: &Zygote, count: usize) -> Result<Vec<Figure>> {
 
 /// A source that goes on, time after time.
 async fn going_on(sandbox: &Sandbox, runs: Runs) -> Result<Vec<Figure>> {
-    let folder = vm::folder()?;
     touch(sandbox, TOUCHED).await?;
     let (mut first, mut last, mut all) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..runs.usual().div_ceil(IN_A_ROW) {
-        for number in 0..IN_A_ROW {
-            touch(sandbox, TOUCHED_AGAIN).await?;
-            let place = folder.path().join("bundle");
-            let (_, report) = sandbox.snapshot(&place).await?;
-            std::fs::remove_dir_all(&place).context("cannot remove a bundle")?;
-            let stood = vm::millis(report.stand_still);
-            all.push(stood);
-            match number {
-                0 => first.push(stood),
-                9 => last.push(stood),
-                _ => {}
-            }
-        }
+        let row = stand_stills(sandbox, TOUCHED_AGAIN, IN_A_ROW).await?;
+        first.extend(row.first());
+        last.extend(row.last());
+        all.extend(row);
     }
+    let more = stand_stills(sandbox, ALL_TOUCHED_AGAIN, runs.usual()).await?;
     let all = Figure::new("stand-still of a source that goes on", "ms", all)?.goal(Goal::AtMost(50.0));
     Ok(vec![
         all.note("100 MiB touched in all, 16 MiB since the one before"),
         Figure::new("… the first of ten in a row", "ms", first)?,
         Figure::new("… the tenth", "ms", last)?,
+        Figure::new("… with all 100 MiB touched since the one before", "ms", more)?,
     ])
+}
+
+/// Of so many snapshots in a row, with a command before each.
+async fn stand_stills(sandbox: &Sandbox, before: &str, count: usize) -> Result<Vec<f64>> {
+    let folder = vm::folder()?;
+    let mut stood = Vec::with_capacity(count);
+    for _ in 0..count {
+        touch(sandbox, before).await?;
+        let place = folder.path().join("bundle");
+        let (_, report) = sandbox.snapshot(&place).await?;
+        std::fs::remove_dir_all(&place).context("cannot remove a bundle")?;
+        stood.push(vm::millis(report.stand_still));
+    }
+    Ok(stood)
 }
 
 async fn touch(sandbox: &Sandbox, command: &str) -> Result<()> {
