@@ -1,9 +1,9 @@
 //! What a guest is given beside its image or its bundle.
 
 use serde::{Deserialize, Serialize};
-use throughline::{Hostname, HostnameError};
+use throughline::Hostname;
 
-use crate::Secrets;
+use crate::{SandboxError, Secrets};
 
 /// What a guest is given, before anything of the user's runs in it.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -17,16 +17,17 @@ pub struct Given {
 }
 
 impl Given {
-    /// The host name of child `index` of a fork; 0 is no child.
+    /// Whether child `index` of a fork can be given all of it, 0 being no child; its host name.
     ///
     /// # Errors
-    /// What was given makes none.
-    pub fn hostname_of(&self, index: u64) -> Result<Option<Hostname>, HostnameError> {
+    /// The host name is none, or a secret is none.
+    pub fn check(&self, index: u64) -> Result<Option<Hostname>, SandboxError> {
+        self.secrets.check()?;
         let numbered = |name: &String| match index {
             0 => name.clone(),
             index => name.replace("{index}", &index.to_string()),
         };
-        self.hostname.as_ref().map(|name| Hostname::new(&numbered(name))).transpose()
+        Ok(self.hostname.as_ref().map(|name| Hostname::new(&numbered(name))).transpose()?)
     }
 }
 
@@ -37,12 +38,12 @@ mod tests {
     #[test]
     fn children_are_named_by_their_numbers() {
         let given = |name: &str| Given { hostname: Some(name.to_owned()), ..Given::default() };
-        let name = |given: &Given, index| given.hostname_of(index).unwrap().map(|name| name.as_str().to_owned());
+        let name = |given: &Given, index| given.check(index).unwrap().map(|name| name.as_str().to_owned());
         assert_eq!(name(&given("web-{index}"), 12).as_deref(), Some("web-12"));
         assert_eq!(name(&given("web"), 12).as_deref(), Some("web"));
         assert_eq!(name(&given("web"), 0).as_deref(), Some("web"));
         assert_eq!(name(&Given::default(), 1), None);
-        given("web-{index}").hostname_of(0).unwrap_err();
-        given(&format!("{}{{index}}", "a".repeat(62))).hostname_of(10).unwrap_err();
+        given("web-{index}").check(0).unwrap_err();
+        given(&format!("{}{{index}}", "a".repeat(62))).check(10).unwrap_err();
     }
 }

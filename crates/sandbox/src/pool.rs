@@ -87,7 +87,6 @@ impl Pool {
 /// # Errors
 /// The name is not free, or what was given cannot be.
 pub fn check(name: Option<&str>, given: &Given) -> Result<(), SandboxError> {
-    given.secrets.check()?;
-    given.hostname_of(1)?;
+    given.check(1)?;
     Ok(name.map_or(Ok(()), check_free)?)
 }

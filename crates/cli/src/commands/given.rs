@@ -40,8 +40,7 @@ fn read_for(given: arguments::Given, children: u64, source: Option<&str>) -> Res
     }
     let given = Given { hostname, secrets };
     // The last child's number is the longest.
-    given.hostname_of(children).map_err(|error| CliError::Usage(error.to_string()))?;
-    given.secrets.check().map_err(|error| CliError::Usage(error.to_string()))?;
+    given.check(children).map_err(|error| CliError::Usage(error.to_string()))?;
     Ok(given)
 }
 

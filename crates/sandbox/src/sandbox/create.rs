@@ -119,8 +119,7 @@ impl SandboxBuilder {
     pub async fn create(mut self) -> Result<Sandbox, SandboxError> {
         let started = Instant::now();
         self.hardware.check_new()?;
-        let hostname = self.given.hostname_of(0)?;
-        self.given.secrets.check()?;
+        let hostname = self.given.check(0)?;
         if self.hardware.net == Net::User && !self.image.has_network() {
             return Err(ImageError::NoNetwork { kernel: self.image.kernel_version().to_owned() }.into());
         }

@@ -153,8 +153,7 @@ impl Restore {
         if self.origin == Origin::Forked && self.index == 0 {
             return Err(SandboxError::ChildZero);
         }
-        let hostname = self.given.hostname_of(self.index)?;
-        self.given.secrets.check()?;
+        let hostname = self.given.check(self.index)?;
         let engine = self.engine.take().unwrap_or_else(|| Arc::new(Qemu::new()));
         self.bundle.check_machine(&engine.capabilities().await?.machine)?;
         self.check_agent()?;

@@ -41,8 +41,7 @@ impl Waiting {
     /// # Errors
     /// It cannot be given that; the machine ends.
     pub fn given(mut self, given: Given) -> Result<Self, SandboxError> {
-        given.secrets.check()?;
-        self.0.hostname = given.hostname_of(self.0.timeline.index)?;
+        self.0.hostname = given.check(self.0.timeline.index)?;
         self.0.secrets = given.secrets;
         Ok(self)
     }
