@@ -31,7 +31,8 @@ fn channel(sandbox: &Sandbox) -> ChannelInfo {
 pub async fn die(sandbox: &Sandbox) {
     kill_process(Pid::from_raw(sandbox.machine().pid).unwrap(), Signal::KILL).unwrap();
     let exit = sandbox.exited().await;
-    assert_eq!(exit.reason, ExitReason::Signal(9));
+    // Where it was taken over, nobody may say by which signal.
+    assert!(matches!(exit.reason, ExitReason::Signal(9) | ExitReason::Unknown), "{exit}");
     assert!(sandbox.may_roll_back(&exit));
 }
 
