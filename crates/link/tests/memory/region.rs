@@ -5,10 +5,11 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::common::{folder, small};
-use throughline::{BackingError, Region, RegionError};
-use throughline_ring::{Geometry, Layout};
+use throughline::{BackingError, Doorbell, Link, Region, RegionError, Sidecar};
+use throughline_ring::{Geometry, Header, Layout, MAJOR, Version};
 use throughline_shmem::Words;
 use throughline_shmem::sync::Ordering;
 
@@ -101,6 +102,31 @@ fn a_wrong_magic_version_or_geometry_is_refused_with_what_was_found() {
     assert!(geometry.contains("header is damaged"), "{geometry}");
     for text in [magic, version, geometry] {
         assert!(text.contains("changed"), "names the file: {text}");
+    }
+}
+
+#[tokio::test]
+async fn a_region_of_any_minor_version_of_the_major_is_served() {
+    for minor in [0, 1, u32::MAX] {
+        let folder = folder();
+        let path = folder.path().join("region");
+        let created = Region::create(&path, &small()).unwrap();
+        let mut header = Header::read(created.words()).unwrap();
+        header.version.minor = minor;
+        header.write(created.words());
+        drop(created);
+        let region = Region::open(&path).unwrap();
+        assert_eq!(Header::read(region.words()).unwrap().version, Version { major: MAJOR, minor });
+        let sidecar = Sidecar::create(&folder.path().join("sidecar"), &region).unwrap();
+        let (here, there) = Doorbell::eventfd_pair().unwrap();
+        let host = Link::host(region, sidecar).doorbell(here).attach().unwrap();
+        let guest = Link::guest(Region::open(&path).unwrap()).doorbell(there).listen(1).attach().unwrap();
+        let mut listener = guest.listener(1).unwrap();
+        let say = async { host.connect_messages(1).await.unwrap().send(b"of another minor").await.unwrap() };
+        let hear = async { listener.accept().await.unwrap().messages().unwrap().recv().await.unwrap().unwrap() };
+        let exchange = async { tokio::join!(say, hear).1 };
+        let heard = tokio::time::timeout(Duration::from_secs(30), exchange).await.unwrap();
+        assert_eq!(heard, b"of another minor");
     }
 }
 

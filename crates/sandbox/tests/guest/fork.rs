@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use throughline::{Event, OnFork};
-use throughline_sandbox::{Sandbox, SandboxError};
+use throughline_sandbox::{ChildEvent, Sandbox, SandboxError};
 use throughline_wire::exec::Exit;
 use throughline_wire::port;
 use tokio::io::AsyncWriteExt;
@@ -145,6 +145,47 @@ async fn vm_fork_of_a_fork_and_of_a_frozen_sandbox() {
             sandbox = zygote.spawn().start().await.unwrap();
         }
         assert_eq!(text(&sandbox, "cat /tmp/generations").await, "0\n1\n2");
+    })
+    .await;
+}
+
+/// Enough to fill rings and pipes many times over.
+const OWN: usize = 1 << 20;
+
+/// Children of one moment have the same channels at the same places of regions that were equal.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn vm_children_that_talk_at_the_same_time_see_their_own_bytes_alone() {
+    watched(async {
+        let sandbox = restored().await;
+        let mut cat = sandbox.command("cat").stdin().label("cat").spawn().await.unwrap();
+        cat.input.write_all(b"before").await.unwrap();
+        let mut before = Reader::new(cat);
+        before.read(6).await;
+        let zygote = sandbox.freeze().await.unwrap();
+        drop(before);
+        let children = zygote.spawn_many(3).await.into_iter().map(Result::unwrap);
+        let talks = (1..).zip(children).map(|(own, child): (u8, Sandbox)| {
+            tokio::spawn(async move {
+                let id = child.link().channels().into_iter().find(|channel| channel.label == "cat").unwrap().id;
+                let cat = child.adopt_command(id).unwrap();
+                let (mut input, mut events, sent) = (cat.input, cat.events, vec![own; OWN]);
+                input.query().await.unwrap();
+                while !matches!(events.next().await.unwrap(), Some(ChildEvent::Status(_))) {}
+                let send = async {
+                    input.write_all(&sent).await.unwrap();
+                    input.end().await.unwrap();
+                };
+                let (_, output) = tokio::join!(send, events.collect());
+                assert!(output.unwrap().stdout == sent, "child {own} has bytes of its own only");
+                let others = (1..=3).filter(|other| *other != own);
+                let found = others.filter(|other| holds(&child, &[*other; 64])).count();
+                assert_eq!(found, 0, "child {own}'s region has others' bytes");
+                child.kill().await.unwrap();
+            })
+        });
+        for talk in talks.collect::<Vec<_>>() {
+            talk.await.unwrap();
+        }
     })
     .await;
 }
