@@ -90,12 +90,11 @@ fn kernel() -> Check {
 }
 
 fn memory() -> Check {
-    const TMPFS: u64 = 0x0102_1994;
     const ROOM: u64 = 512 << 20;
     let mend = "mount -t tmpfs -o mode=1777,size=50% tmpfs /dev/shm";
     match rustix::fs::statfs("/dev/shm") {
         Err(error) => Check::new("memory", State::Missing, format!("/dev/shm: {error}"), mend),
-        Ok(found) if found.f_type.cast_unsigned() != TMPFS => {
+        Ok(found) if found.f_type != libc::TMPFS_MAGIC => {
             Check::new("memory", State::Missing, "/dev/shm is not a tmpfs: memory would lie on a disk", mend)
         }
         Ok(found) => {

@@ -103,8 +103,10 @@ impl Drop for Place {
         if let Err(error) = fs::remove_dir_all(&self.folder) {
             tracing::warn!(folder = %self.folder.display(), %error, "a zygote was left behind");
         }
-        // The last one leaves nothing.
-        if let Some(all) = self.folder.parent() {
+        // The last one leaves nothing. Not without the turn: whoever has it is about to make another one there.
+        if let Some(all) = self.folder.parent()
+            && let Ok(Some(_turn)) = Turn::take(all)
+        {
             let _ = fs::remove_dir(all);
         }
     }
@@ -129,9 +131,8 @@ impl Turn {
     /// The places that processes left that died.
     fn left(&self) -> Vec<PathBuf> {
         let Ok(entries) = fs::read_dir(&self.all) else { return Vec::new() };
-        let held = |lock: File| matches!(lock.try_lock(), Err(TryLockError::WouldBlock));
         let folders = entries.flatten().map(|entry| entry.path());
-        folders.filter(|folder| !File::open(folder.join(LOCK)).is_ok_and(held)).collect()
+        folders.filter(|folder| is_left(folder)).collect()
     }
 
     fn sweep(&self) {
@@ -143,16 +144,21 @@ impl Turn {
     }
 }
 
+/// Whether a place's process has died. While somebody has the turn, only a dead process has made no lock yet.
+fn is_left(folder: &Path) -> bool {
+    match File::open(folder.join(LOCK)) {
+        Ok(lock) => lock.try_lock().is_ok(),
+        // Anything else, such as too many open files, says nothing about the process.
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
+    }
+}
+
 /// Removes the zygotes in memory whose processes have died.
 ///
 /// # Errors
 /// Their folder cannot be read.
 pub fn sweep() -> Result<(), SandboxError> {
-    visit(&Places::folders()?.0.join(FOLDER), |turn| {
-        turn.sweep();
-        // The last one leaves nothing.
-        let _ = fs::remove_dir(&turn.all);
-    })
+    visit(&Places::folders()?.0.join(FOLDER), Turn::sweep)
 }
 
 /// How many zygotes in memory are left whose processes have died, and how many bytes they take.
@@ -168,6 +174,8 @@ fn visit(all: &Path, look: impl FnOnce(&Turn)) -> Result<(), SandboxError> {
         Ok(turn) => {
             if let Some(turn) = turn {
                 look(&turn);
+                // The last one, whose end this may have met, leaves nothing.
+                let _ = fs::remove_dir(all);
             }
             Ok(())
         }

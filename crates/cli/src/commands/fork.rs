@@ -57,7 +57,7 @@ pub async fn run(fork: Fork, json: bool) -> Result<u8, CliError> {
     }
     let failed = children.iter().any(|child| !child.ok);
     if failed && fork.all_or_nothing {
-        take_back(&mut children).await?;
+        take_back(&mut children).await;
     }
     tell(&children, json);
     Ok(if failed { OWN_FAILURE } else { 0 })
@@ -80,13 +80,14 @@ fn child(name: String, started: Instant, error: Option<ShimError>) -> Child {
 }
 
 /// Ends the children that are there.
-async fn take_back(children: &mut [Child]) -> Result<(), CliError> {
+async fn take_back(children: &mut [Child]) {
     for child in children.iter_mut().filter(|child| child.ok) {
-        remove::remove(&child.name, true).await?;
         child.ok = false;
-        child.error = Some("ended, because another child failed".to_owned());
+        child.error = Some(match remove::remove(&child.name, true).await {
+            Ok(()) => "ended, because another child failed".to_owned(),
+            Err(error) => format!("another child failed, but this one could not be ended, and is there: {error}"),
+        });
     }
-    Ok(())
 }
 
 fn tell(children: &[Child], json: bool) {

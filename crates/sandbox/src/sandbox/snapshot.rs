@@ -190,17 +190,21 @@ impl Snapshot<'_> {
     /// sandbox goes on, and what is at the place is complete or nothing.
     pub async fn take(self) -> Result<(Bundle, SnapshotReport), SandboxError> {
         let (sandbox, vm) = (self.sandbox, &*self.sandbox.vm);
-        let turn = sandbox.snapshots.clone().lock_owned().await;
-        let taken = self.taken(turn).await;
-        // Complete or vanished: a successor has nothing to remove.
-        sandbox.change(|record| record.snapshot = None)?;
+        let mut turn = Some(sandbox.snapshots.clone().lock_owned().await);
+        let taken = self.taken(&mut turn).await;
+        // Complete or vanished: a successor has nothing to remove. Still in this turn, as the next one announces its own.
+        if let Err(error) = sandbox.change(|record| record.snapshot = None) {
+            tracing::warn!(%error, "a snapshot that is over stays on record as one in the making");
+        }
+        drop(turn);
         match taken {
             Ok(taken) => Ok(taken),
             Err(error) => Err(explain(error, vm).await),
         }
     }
 
-    async fn taken(self, turn: OwnedMutexGuard<()>) -> Result<(Bundle, SnapshotReport), SandboxError> {
+    /// Leaves the turn with the caller, except for as long as the guest stands still.
+    async fn taken(self, turn: &mut Option<OwnedMutexGuard<()>>) -> Result<(Bundle, SnapshotReport), SandboxError> {
         let started = Instant::now();
         let Self { sandbox, place, quiet, observer } = self;
         let draft = sandbox.draft(&place)?;
@@ -211,9 +215,11 @@ impl Snapshot<'_> {
         let (link, vm, owed) = (sandbox.link.clone(), sandbox.vm.clone(), sandbox.owed.clone());
         let section = Section { link, vm, draft, capture, quiet, owed, observer };
         // With it goes the turn: should nobody wait for it any more, the next one waits all the same.
-        let section = tokio::spawn(async move { (section.run().await, turn) }).await;
+        let held = turn.take();
+        let section = tokio::spawn(async move { (section.run().await, held) }).await;
         let failed = |error| SandboxError::io("take the snapshot")(std::io::Error::other(error));
-        let (copied, _turn) = section.map_err(failed)?;
+        let copied;
+        (copied, *turn) = section.map_err(failed)?;
         let Copied { draft, quiesced, ram, carried, stand_still } = copied?;
         let manifest = sandbox.manifest(quiesced, carried);
         let bundle = blocking(move || draft.complete(manifest)).await?;

@@ -86,6 +86,8 @@ impl Sandbox {
         let record = self.record();
         if let Some(draft) = &record.snapshot {
             Draft::remove_left(draft);
+        }
+        if record.snapshot.is_some() || record.stopping.is_some() {
             self.change(|record| (record.snapshot, record.stopping) = (None, None))?;
         }
         match record.wanted {

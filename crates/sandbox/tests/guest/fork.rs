@@ -171,11 +171,11 @@ async fn vm_children_that_talk_at_the_same_time_see_their_own_bytes_alone() {
                 let (mut input, mut events, sent) = (cat.input, cat.events, vec![own; OWN]);
                 input.query().await.unwrap();
                 while !matches!(events.next().await.unwrap(), Some(ChildEvent::Status(_))) {}
-                let send = async {
+                let talking = async {
                     input.write_all(&sent).await.unwrap();
                     input.end().await.unwrap();
                 };
-                let (_, output) = tokio::join!(send, events.collect());
+                let ((), output) = tokio::join!(talking, events.collect());
                 assert!(output.unwrap().stdout == sent, "child {own} has bytes of its own only");
                 let others = (1..=3).filter(|other| *other != own);
                 let found = others.filter(|other| holds(&child, &[*other; 64])).count();

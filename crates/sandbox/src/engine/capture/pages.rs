@@ -5,7 +5,7 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
-use rustix::fs::{SeekFrom, seek};
+use rustix::fs::{SeekFrom, fstatfs, seek};
 use rustix::io::Errno;
 use throughline_shmem::{Mapping, Populate, WORD, Words};
 
@@ -14,8 +14,8 @@ use crate::zeros::{PAGE, is_zero};
 /// How much is read at a time, in bytes: fits a core's nearest caches together with what it is compared to.
 pub(super) const CHUNK: usize = 64 * 1024;
 
-/// A file to be read. Mapped, where that is possible: what was read once is then read again at the speed of memory,
-/// without a system call.
+/// A file to be read. Mapped where it lies in memory: what was read once is then read again without a system call. On a
+/// disk a page may have to be read anew, and what fails in a mapping is no error but a signal.
 #[derive(Debug)]
 pub(super) enum Source {
     Mapped(Mapping),
@@ -25,13 +25,10 @@ pub(super) enum Source {
 impl Source {
     /// Of a file open for reading and writing, of which nothing is written, and which nobody else may cut.
     pub(super) fn new(file: &File, length: u64) -> io::Result<Self> {
-        match Mapping::file(file, length, Populate::OnTouch) {
-            Ok(mapping) => Ok(Self::Mapped(mapping)),
-            Err(error) => {
-                tracing::debug!(%error, "read instead of mapped");
-                Ok(Self::File(file.try_clone()?))
-            }
+        if fstatfs(file)?.f_type != libc::TMPFS_MAGIC {
+            return Ok(Self::File(file.try_clone()?));
         }
+        Mapping::file(file, length, Populate::OnTouch).map(Self::Mapped).map_err(io::Error::other)
     }
 
     /// Reads whole pages. Reading a hole of a file that is mapped fills it with zeros.
