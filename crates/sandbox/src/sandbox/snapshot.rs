@@ -353,7 +353,10 @@ impl Sandbox {
 
 /// What is behind an error: a machine that has ended shows in many ways.
 async fn explain(error: SandboxError, vm: &dyn Vm) -> SandboxError {
-    if matches!(error, SandboxError::Ended(_) | SandboxError::Bundle(_) | SandboxError::NotQuiet(..)) {
+    if matches!(
+        error,
+        SandboxError::Ended(_) | SandboxError::Dead(_) | SandboxError::Bundle(_) | SandboxError::NotQuiet(..)
+    ) {
         return error;
     }
     if let Ok(exit) = tokio::time::timeout(ENDING, vm.exited()).await {
