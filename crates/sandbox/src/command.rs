@@ -154,27 +154,38 @@ const ENDING: Duration = Duration::from_secs(1);
 /// Input that may be sent, shared by the halves.
 #[derive(Debug, Default)]
 struct Window {
-    account: Mutex<StdinWindow>,
+    /// Nobody knows of a command that was taken over, before it says how it stands.
+    account: Mutex<Option<StdinWindow>>,
     changed: Notify,
     /// Nothing more is coming that could make room.
     ended: AtomicBool,
 }
 
 impl Window {
-    fn with<T>(&self, change: impl FnOnce(&mut StdinWindow) -> T) -> T {
+    fn with<T>(&self, change: impl FnOnce(&mut Option<StdinWindow>) -> T) -> T {
         change(&mut self.account.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The guest has taken so much; before anything is known, it says what is.
+    fn taken(&self, total: u64, known: Option<StdinWindow>) {
+        self.with(|account| match account {
+            Some(account) => account.taken(total),
+            None => *account = known,
+        });
+        self.changed.notify_one();
     }
 }
 
 impl Child {
     /// Takes over a command whose channel nobody holds: after a restore, or in a new process. Its
-    /// events go on where the last reader stopped. Before giving it input, [`query`](ChildInput::query).
+    /// events go on where the last reader stopped. Its input waits until it has said how it stands, which the first
+    /// [`write`](ChildInput::write) asks for: the answer is among the events, which must be taken meanwhile.
     pub fn adopt(messages: Messages, guest: Arc<dyn Guest>) -> Self {
         let id = messages.id();
         let window = Arc::new(Window::default());
         let (sender, receiver) = messages.into_split();
         let events = ChildEvents { receiver, window: window.clone(), guest: guest.clone(), exited: false };
-        Self { events, input: ChildInput { sender, window, guest }, id }
+        Self { events, input: ChildInput { sender, window, asked: false, guest }, id }
     }
 
     /// The name of its channel, for whoever takes it over.
@@ -216,21 +227,22 @@ impl ChildEvents {
     fn understand(&self, message: &[u8]) -> Result<Option<ChildEvent>, SandboxError> {
         let event = decode::<Event>(message).map_err(|error| SandboxError::Nonsense(error.to_string()))?;
         Ok(Some(match event {
-            Event::Started { pid } => ChildEvent::Started { pid },
+            Event::Started { pid } => {
+                self.window.taken(0, Some(StdinWindow::new()));
+                ChildEvent::Started { pid }
+            }
             Event::Stdout { at, data } => ChildEvent::Stdout { at, data: data.to_vec() },
             Event::Stderr { at, data } => ChildEvent::Stderr { at, data: data.to_vec() },
             Event::Exited(exit) => ChildEvent::Exited(exit),
             Event::Failed(failure) => return Err(failed(failure)),
             Event::StdinTaken { total } => {
-                self.window.with(|window| window.taken(total));
-                self.window.changed.notify_one();
+                self.window.taken(total, None);
                 return Ok(None);
             }
             // What is sent from now on is thrown away, which the guest counts as taken.
             Event::StdinClosed => return Ok(None),
             Event::Status(status) => {
-                self.window.with(|window| *window = StdinWindow::resume(&status));
-                self.window.changed.notify_one();
+                self.window.taken(status.stdin_taken, Some(StdinWindow::resume(&status)));
                 ChildEvent::Status(status)
             }
         }))
@@ -260,6 +272,8 @@ fn failed(failure: Failure) -> SandboxError {
 pub struct ChildInput {
     sender: MessageSender,
     window: Arc<Window>,
+    /// Whether the command was asked how it stands.
+    asked: bool,
     guest: Arc<dyn Guest>,
 }
 
@@ -275,16 +289,19 @@ impl ChildInput {
 
     /// Writes some input, and returns how much: as [`write_all`](Self::write_all), but cancel-safe.
     pub async fn write(&mut self, bytes: &[u8]) -> Result<usize, SandboxError> {
+        if !self.asked && self.window.with(|account| account.is_none()) {
+            self.query().await?;
+        }
         let space = alive(&*self.guest, self.space()).await?;
         let piece = &bytes[..bytes.len().min(MAX_DATA).min(space)];
         alive(&*self.guest, self.sender.send(&encode(&Request::Stdin(piece))?)).await??;
-        self.window.with(|window| window.sent(piece.len() as u64));
+        self.window.with(|account| account.iter_mut().for_each(|account| account.sent(piece.len() as u64)));
         Ok(piece.len())
     }
 
     async fn space(&self) -> usize {
         loop {
-            match self.window.with(|window| window.available()) {
+            match self.window.with(|account| account.map_or(0, |account| account.available())) {
                 // Sending tells what became of the channel.
                 0 if self.window.ended.load(Ordering::Acquire) => return MAX_DATA,
                 0 => self.window.changed.notified().await,
@@ -310,7 +327,9 @@ impl ChildInput {
 
     /// Asks how it stands; the answer is a [`ChildEvent::Status`].
     pub async fn query(&mut self) -> Result<(), SandboxError> {
-        self.request(&Request::Query).await
+        self.request(&Request::Query).await?;
+        self.asked = true;
+        Ok(())
     }
 
     async fn request(&mut self, request: &Request<'_>) -> Result<(), SandboxError> {

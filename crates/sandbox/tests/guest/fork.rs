@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use throughline::{Event, OnFork};
-use throughline_sandbox::{ChildEvent, Sandbox, SandboxError};
+use throughline_sandbox::{Sandbox, SandboxError};
 use throughline_wire::exec::Exit;
 use throughline_wire::port;
 use tokio::io::AsyncWriteExt;
@@ -169,8 +169,6 @@ async fn vm_children_that_talk_at_the_same_time_see_their_own_bytes_alone() {
                 let id = child.link().channels().into_iter().find(|channel| channel.label == "cat").unwrap().id;
                 let cat = child.adopt_command(id).unwrap();
                 let (mut input, mut events, sent) = (cat.input, cat.events, vec![own; OWN]);
-                input.query().await.unwrap();
-                while !matches!(events.next().await.unwrap(), Some(ChildEvent::Status(_))) {}
                 let talking = async {
                     input.write_all(&sent).await.unwrap();
                     input.end().await.unwrap();

@@ -1,6 +1,6 @@
 //! Commands on terminals.
 
-use throughline_sandbox::{Command, Sandbox};
+use throughline_sandbox::{ChildEvent, Command, Sandbox};
 use throughline_wire::exec::Exit;
 
 use crate::support::{Reader, folder, restored, watched};
@@ -65,6 +65,8 @@ async fn vm_terminal_goes_on_in_a_restored_guest() {
         let sandbox = throughline_sandbox::Sandbox::restore(bundle).start().await.unwrap();
         let mut reader = Reader::adopt(&sandbox, "terminal");
         reader.child.input.query().await.unwrap();
+        // Only then is it known how much input it takes.
+        while !matches!(reader.child.events.next().await.unwrap(), Some(ChildEvent::Status(_))) {}
         reader.child.input.resize(30, 90).await.unwrap();
         reader.child.input.write_all(b"line\n").await.unwrap();
         shows(&mut reader, "got half a line\r\n30 90\r\n").await;
