@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::api::{self, Failure};
 use crate::start::Keeping;
 
-pub use client::{Standing, create, list, remove, remove_dead, take};
+pub use client::{Listed, Standing, create, list, remove, remove_dead, take};
 pub use folder::check;
 pub use keeper::Keeper;
 

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 use throughline_sandbox::{Known, PlaceError, SandboxError};
-use throughline_shim::pool::{self, Create, Source, Standing};
+use throughline_shim::pool::{self, Create, Listed, Source, Standing};
 use throughline_shim::start::{Program, Take};
 
 use super::{given, remove, snapshot_place};
@@ -29,11 +29,13 @@ struct Taken {
 struct Row {
     name: String,
     /// What its children are children of: a sandbox's name, or a snapshot's folder.
-    source: String,
-    size: usize,
-    waiting: usize,
+    source: Option<String>,
+    size: Option<usize>,
+    waiting: Option<usize>,
     /// The keeper's process.
-    pid: u32,
+    pid: Option<u32>,
+    /// Why its keeper does not say all this.
+    error: Option<String>,
 }
 
 /// Does it. The exit code.
@@ -101,20 +103,32 @@ fn taken(
     Ok(0)
 }
 
-fn list(pools: Vec<Standing>, json: bool) {
-    let rows = pools.into_iter().map(|Standing { name, pid, source, size, waiting }| {
-        let source = match source {
-            Source::Sandbox(name) => name,
-            Source::Snapshot(place) => place.display().to_string(),
-        };
-        Row { name, source, size, waiting, pid }
-    });
-    let rows: Vec<_> = rows.collect();
+fn list(pools: Vec<Listed>, json: bool) {
+    let rows: Vec<_> = pools.into_iter().map(row).collect();
     if json {
         return output::json(&rows);
     }
-    let cells = rows
-        .into_iter()
-        .map(|row| vec![row.name, row.source, format!("{} of {}", row.waiting, row.size), row.pid.to_string()]);
+    let cells = rows.into_iter().map(|row| {
+        let Row { name, source: Some(source), size: Some(size), waiting: Some(waiting), pid: Some(pid), .. } = row
+        else {
+            let error = row.error.unwrap_or_default();
+            return vec![row.name, "-".to_owned(), error, "-".to_owned()];
+        };
+        vec![name, source, format!("{waiting} of {size}"), pid.to_string()]
+    });
     output::table(&["NAME", "SOURCE", "WAITING", "PID"], &cells.collect::<Vec<_>>());
+}
+
+fn row(Listed { name, standing }: Listed) -> Row {
+    let (standing, error) = match standing {
+        Ok(standing) => (Some(standing), None),
+        Err(error) => (None, Some(error.to_string())),
+    };
+    let source = standing.as_ref().map(|standing| match &standing.source {
+        Source::Sandbox(name) => name.clone(),
+        Source::Snapshot(place) => place.display().to_string(),
+    });
+    let of = |field: fn(&Standing) -> usize| standing.as_ref().map(field);
+    let (size, waiting) = (of(|standing| standing.size), of(|standing| standing.waiting));
+    Row { name, source, size, waiting, pid: standing.map(|standing| standing.pid), error }
 }

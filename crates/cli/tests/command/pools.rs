@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use crate::support::{Name, json, places, printed, refused, row, text, throughline, throughline_with, until};
 
 const VALUE: &str = "a-value-that-nobody-else-has-5c77e1";
@@ -40,9 +42,13 @@ fn zygote(keeper: u64) -> PathBuf {
     lock.parent().unwrap().to_owned()
 }
 
+fn signal(pid: u64, signal: Signal) {
+    let pid = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    kill_process(pid, signal).unwrap();
+}
+
 fn kill(pid: u64) {
-    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    signal(pid, Signal::KILL);
 }
 
 /// Whether a process runs.
@@ -244,6 +250,10 @@ fn vm_prune_and_doctor_know_of_what_a_killed_keeper_leaves() {
     };
     assert!(found().iter().all(|check| check["state"] == "ok"), "{:?}", found());
     let zygote = zygote(keeper);
+    // One that does not answer is listed, and keeps nobody waiting for long.
+    signal(keeper, Signal::STOP);
+    let stopped = standing(&pool.0).expect("it is not listed");
+    assert!(stopped["error"].is_string() && stopped["waiting"].is_null(), "{stopped}");
     kill(keeper);
     until(|| !runs(keeper));
     let [pools, zygotes] = found();

@@ -1,5 +1,7 @@
 //! Calls to keepers.
 
+use std::io;
+use std::io::ErrorKind::{BrokenPipe, ConnectionRefused, ConnectionReset, NotFound, TimedOut};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
@@ -20,12 +22,21 @@ const DEADLINE: Duration = Duration::from_mins(3);
 const ENDING: Duration = Duration::from_secs(10);
 /// Between two looks whether it has.
 const LOOK: Duration = Duration::from_millis(2);
+/// How long it may take to say how its pool stands, which it knows.
+const STATE: Duration = Duration::from_secs(5);
+
+/// A pool of a list.
+#[derive(Debug)]
+pub struct Listed {
+    /// Its name.
+    pub name: String,
+    /// How it stands, or why its keeper does not say.
+    pub standing: Result<Standing, ShimError>,
+}
 
 /// How a pool stands.
 #[derive(Clone, Debug)]
 pub struct Standing {
-    /// Its name.
-    pub name: String,
     /// Its keeper's process.
     pub pid: u32,
     /// What its children are children of.
@@ -52,28 +63,29 @@ pub async fn create(create: &Create, program: &Program) -> Result<(), ShimError>
 pub async fn take(pool: &str, take: Take) -> Result<String, ShimError> {
     let Take { name, given, keeping } = take;
     let given = given::pack(&given).map_err(ShimError::io("hand over what the guest is given"))?;
-    match ask(pool, Call::Take { name, keeping }, &[given.as_fd()]).await? {
+    match ask(pool, Call::Take { name, keeping }, &[given.as_fd()], DEADLINE).await? {
         (_, Answer::Taken { name }) => Ok(name),
         _ => Err(nonsense(pool)),
     }
 }
 
-/// All pools, in the order of their names. What dead keepers left is removed meanwhile, zygotes too.
+/// All pools, in the order of their names. What dead keepers left is removed meanwhile, zygotes too. A keeper that does
+/// not say within five seconds how its pool stands is an error of that pool's alone.
 ///
 /// # Errors
 /// They cannot be listed.
-pub async fn list() -> Result<Vec<Standing>, ShimError> {
+pub async fn list() -> Result<Vec<Listed>, ShimError> {
     remove_dead()?;
     let mut pools = Vec::new();
     for name in folder::names()? {
-        match ask(&name, Call::State, &[]).await {
-            Ok((pid, Answer::State { source, size, waiting })) => {
-                pools.push(Standing { name, pid, source, size, waiting });
-            }
-            Ok(_) => return Err(nonsense(&name)),
+        let standing = match ask(&name, Call::State, &[], STATE).await {
+            Ok((pid, Answer::State { source, size, waiting })) => Ok(Standing { pid, source, size, waiting }),
+            Ok(_) => Err(nonsense(&name)),
             // It is being made, or removed.
-            Err(error) => tracing::debug!(name, %error, "not listed"),
-        }
+            Err(ShimError::Failure(Failure { kind: Kind::Missing, .. }) | ShimError::KeeperEnded(_)) => continue,
+            Err(error) => Err(error),
+        };
+        pools.push(Listed { name, standing });
     }
     Ok(pools)
 }
@@ -86,7 +98,11 @@ pub async fn remove(pool: &str) -> Result<(), ShimError> {
     if folder::remove_dead(pool)? {
         return Ok(());
     }
-    ask(pool, Call::Remove, &[]).await?;
+    match ask(pool, Call::Remove, &[], DEADLINE).await {
+        // Somebody else removed it meanwhile.
+        Ok(_) | Err(ShimError::KeeperEnded(_)) => {}
+        Err(error) => return Err(error),
+    }
     let path = folder::path(pool)?;
     let gone = async {
         while path.exists() {
@@ -112,23 +128,38 @@ pub fn remove_dead() -> Result<Vec<String>, ShimError> {
 }
 
 /// Asks the keeper of a pool something: its process, and its answer.
-async fn ask(pool: &str, call: Call, descriptors: &[BorrowedFd<'_>]) -> Result<(u32, Answer), ShimError> {
-    let missing = || Failure { kind: Kind::Missing, message: format!("there is no pool named {pool:?}") };
-    let socket = sockets::connect(&folder::path(pool)?, SOCKET).map_err(|_| missing())?;
+async fn ask(
+    pool: &str,
+    call: Call,
+    descriptors: &[BorrowedFd<'_>],
+    deadline: Duration,
+) -> Result<(u32, Answer), ShimError> {
     let io = |error| ShimError::io("talk to the pool's keeper")(error);
+    let missing = || Failure { kind: Kind::Missing, message: format!("there is no pool named {pool:?}") };
+    // Nothing was asked yet.
+    let refused = |error: io::Error| match error.kind() {
+        NotFound | ConnectionRefused | ConnectionReset | BrokenPipe => missing().into(),
+        _ => io(error),
+    };
+    let socket = sockets::connect(&folder::path(pool)?, SOCKET).map_err(refused)?;
     socket.set_nonblocking(true).map_err(io)?;
     let (mut incoming, outgoing) = line::split(UnixStream::from_std(socket).map_err(io)?);
-    let mut answer = async |number, call, descriptors| -> Result<Answer, ShimError> {
-        outgoing.send_with(&Request { number, call }, descriptors).await.map_err(io)?;
-        match incoming.line::<Reply>().await.map_err(io)? {
-            Some(Reply::Answer(_, answer)) => Ok(answer),
-            Some(Reply::Failure(_, failure)) => Err(failure.into()),
-            None => Err(missing().into()),
+    let mut answer = async |number, call, descriptors| -> Result<Option<Answer>, ShimError> {
+        outgoing.send_with(&Request { number, call }, descriptors).await.map_err(refused)?;
+        match incoming.line::<Reply>().await {
+            Ok(Some(Reply::Answer(_, answer))) => Ok(Some(answer)),
+            Ok(Some(Reply::Failure(_, failure))) => Err(failure.into()),
+            Ok(None) => Ok(None),
+            Err(error) if error.kind() == ConnectionReset => Ok(None),
+            Err(error) => Err(io(error)),
         }
     };
     let asked = async {
-        match answer(0, Call::Hello { api: VERSION }, &[]).await? {
-            Answer::Hello { api: VERSION, pid, .. } => Ok((pid, answer(1, call, descriptors).await?)),
+        match answer(0, Call::Hello { api: VERSION }, &[]).await?.ok_or_else(missing)? {
+            Answer::Hello { api: VERSION, pid, .. } => {
+                let answer = answer(1, call, descriptors).await?;
+                Ok((pid, answer.ok_or_else(|| ShimError::KeeperEnded(pool.to_owned()))?))
+            }
             Answer::Hello { api, pid, release } => {
                 let message = format!(
                     "the keeper of pool {pool:?} (process {pid}, release {release}) speaks version {api} of its interface, and this program speaks {VERSION}; `kill {pid}` ends the pool, and what was taken goes on"
@@ -138,7 +169,8 @@ async fn ask(pool: &str, call: Call, descriptors: &[BorrowedFd<'_>]) -> Result<(
             _ => Err(nonsense(pool)),
         }
     };
-    timeout(DEADLINE, asked).await.unwrap_or_else(|_| Err(io(std::io::ErrorKind::TimedOut.into())))
+    let late = |_| ShimError::io("get an answer of the pool's keeper; look whether it was done")(TimedOut.into());
+    timeout(deadline, asked).await.map_err(late)?
 }
 
 fn nonsense(pool: &str) -> ShimError {

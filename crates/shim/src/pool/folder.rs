@@ -2,11 +2,14 @@
 
 use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io;
+use std::io::ErrorKind::{AlreadyExists, NotFound};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use throughline_sandbox::doctor::{Check, State};
 use throughline_sandbox::{SandboxError, check_name, runtime};
+use tokio::time::{Instant, sleep};
 
 use crate::ShimError;
 use crate::api::{Failure, Kind};
@@ -14,6 +17,9 @@ use crate::api::{Failure, Kind};
 /// Where all pools lie, among the sandboxes' folders: no name of a sandbox.
 const ALL: &str = "+pools";
 const LOCK: &str = "lock";
+/// How long others look whether a keeper lives, or remove what a dead one left.
+const TURN: Duration = Duration::from_millis(100);
+const LOOK: Duration = Duration::from_millis(2);
 
 /// A pool's folder, locked. Dropping it removes it.
 #[derive(Debug)]
@@ -24,16 +30,27 @@ pub(super) struct Folder {
 
 impl Folder {
     /// The folder of a new pool. What a dead keeper left under the name is removed.
-    pub(super) fn claim(name: &str) -> Result<Self, ShimError> {
-        let path = path(name)?;
-        DirBuilder::new()
-            .mode(0o700)
-            .recursive(true)
-            .create(&path)
-            .map_err(ShimError::io("create the pool's folder"))?;
-        let lock = lock(&path).map_err(ShimError::io("lock the pool's folder"))?;
+    pub(super) async fn claim(name: &str) -> Result<Self, ShimError> {
+        let folder = Self::at(path(name)?).await.map_err(ShimError::io("create and lock the pool's folder"))?;
         let taken = || Failure { kind: Kind::Taken, message: format!("a pool named {name:?} exists already") };
-        Ok(Self { path, _lock: lock.ok_or_else(taken)? })
+        Ok(folder.ok_or_else(taken)?)
+    }
+
+    /// `None` if a living keeper has it.
+    async fn at(path: PathBuf) -> io::Result<Option<Self>> {
+        let until = Instant::now() + TURN;
+        let mut make = DirBuilder::new();
+        make.mode(0o700).recursive(true);
+        loop {
+            let last = Instant::now() >= until;
+            match make.create(&path).and_then(|()| lock(&path, true)) {
+                Ok(Some(lock)) => return Ok(Some(Self { path, _lock: lock })),
+                Ok(None) if last => return Ok(None),
+                Err(error) if last || !matches!(error.kind(), NotFound | AlreadyExists) => return Err(error),
+                // Others look, or just removed the folder, or that of all: until it is locked it looks like a dead one's.
+                _ => sleep(LOOK).await,
+            }
+        }
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -64,7 +81,7 @@ pub(super) fn names() -> Result<Vec<String>, ShimError> {
     let all = runtime().map_err(SandboxError::from)?.join(ALL);
     let entries = match fs::read_dir(all) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) if error.kind() == NotFound => return Ok(Vec::new()),
         Err(error) => return Err(ShimError::io("list the pools")(error)),
     };
     let mut names: Vec<_> = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
@@ -76,7 +93,8 @@ pub(super) fn names() -> Result<Vec<String>, ShimError> {
 /// Whether the keepers of all pools live, for `doctor`. Removes nothing.
 pub fn check() -> Check {
     let looked = names().and_then(|names| {
-        let dead = |name: &String| Ok(lock(&path(name)?).is_ok_and(|lock| lock.is_some()));
+        // One without a lock is just being made.
+        let dead = |name: &String| Ok(lock(&path(name)?, false).is_ok_and(|lock| lock.is_some()));
         let dead: Vec<bool> = names.iter().map(dead).collect::<Result<_, ShimError>>()?;
         Ok(names.into_iter().zip(dead).partition::<Vec<_>, _>(|(_, dead)| *dead))
     });
@@ -94,22 +112,22 @@ pub fn check() -> Check {
 /// Removes the folder of a pool whose keeper has died; whether it was such a one.
 pub(super) fn remove_dead(name: &str) -> Result<bool, ShimError> {
     let path = path(name)?;
-    match lock(&path) {
+    match lock(&path, true) {
         Ok(Some(lock)) => {
             drop(Folder { path, _lock: lock });
             Ok(true)
         }
         Ok(None) => Ok(false),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) if error.kind() == NotFound => Ok(false),
         Err(error) => Err(ShimError::io("look at the pool's folder")(error)),
     }
 }
 
 /// Its lock, unless a living keeper has it. It is in its place: whoever removes a folder has the lock.
-fn lock(folder: &Path) -> io::Result<Option<File>> {
+fn lock(folder: &Path, create: bool) -> io::Result<Option<File>> {
     use std::os::unix::fs::MetadataExt;
     let path = folder.join(LOCK);
-    let file = File::options().create(true).truncate(false).write(true).open(&path)?;
+    let file = File::options().create(create).truncate(false).write(true).open(&path)?;
     match file.try_lock() {
         Ok(()) => {
             let (here, there) = (file.metadata()?, fs::metadata(&path)?);
@@ -117,5 +135,37 @@ fn lock(folder: &Path) -> io::Result<Option<File>> {
         }
         Err(TryLockError::WouldBlock) => Ok(None),
         Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::ready;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_pools_folder_is_claimed_while_others_look_or_remove_it_and_by_one_alone() {
+        let parent = tempfile::tempdir().unwrap();
+        let all = parent.path().join(ALL);
+        let path = all.join("pool");
+        fs::create_dir_all(&path).unwrap();
+        assert_eq!(lock(&path, false).unwrap_err().kind(), NotFound);
+        assert!(!path.join(LOCK).exists(), "whoever only looks leaves nothing");
+        // Somebody takes it for a dead one's, and removes it, and with it the folder of all.
+        let dead = Folder { path: path.clone(), _lock: lock(&path, true).unwrap().unwrap() };
+        let mut claim = std::pin::pin!(Folder::at(path.clone()));
+        tokio::select! {
+            biased;
+            claimed = &mut claim => panic!("{claimed:?} although it is locked"),
+            () = ready(()) => {}
+        }
+        drop(dead);
+        assert!(!all.exists());
+        let claimed = claim.await.unwrap().expect("it is nobody's");
+        assert!(path.join(LOCK).exists());
+        assert!(Folder::at(path.clone()).await.unwrap().is_none(), "it has a keeper");
+        drop(claimed);
+        assert!(!all.exists());
     }
 }

@@ -44,7 +44,7 @@ struct Shared {
 impl Keeper {
     /// Makes the zygote, loads the first child, and listens. Of two keepers of one name, one gets it.
     pub async fn begin(create: Create, program: Program) -> Result<Self, ShimError> {
-        let folder = Folder::claim(&create.pool)?;
+        let folder = Folder::claim(&create.pool).await?;
         let (bundle, zygote) = match &create.source {
             Source::Sandbox(name) => {
                 let place = Place::new()?;
