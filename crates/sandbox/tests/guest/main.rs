@@ -14,6 +14,7 @@ mod half_way;
 mod hardware;
 mod host_death;
 mod identity;
+mod idle;
 mod in_flight;
 mod lineage;
 mod numbered;

@@ -37,10 +37,11 @@ const INITRAMFS_FD: i32 = 18;
 
 /// What makes the kernel start faster, take shorter ways afterwards (no pressure accounting, no watchdogs, of the
 /// security modules those only that programs use themselves), keep no 64 MiB for bounce buffers, which none of these
-/// devices needs, and end the machine when it panics.
+/// devices needs, wake up less while nothing is to be done (memory is compacted when somebody needs it, and counters are
+/// folded once a minute: 3.3 instead of 4.6 ms of a processor each second), and end the machine when it panics.
 const KERNEL_ARGUMENTS: &str = "console=ttyS0 reboot=t panic=-1 tsc=reliable quiet mitigations=off nokaslr \
      no_timer_check cryptomgr.notests 8250.nr_uarts=1 psi=0 nowatchdog audit=0 lsm=landlock,yama \
-     swiotlb=noforce";
+     swiotlb=noforce sysctl.vm.compaction_proactiveness=0 sysctl.vm.stat_interval=60";
 
 /// Where the guest is in QEMU's network: its address, the way out, the resolver.
 const NETWORK_ARGUMENT: &str = " throughline.net=10.0.2.15/24,10.0.2.2,10.0.2.3";
