@@ -57,6 +57,7 @@ impl CliError {
                 Kind::Taken => "taken",
                 Kind::Misuse => "usage",
                 Kind::Ended => "ended",
+                Kind::Lost => "lost",
                 Kind::RolledBack => "rolled-back",
                 Kind::Failed => "failed",
             },

@@ -120,6 +120,9 @@ pub enum SandboxError {
     /// There is nothing to go back to.
     #[error("sandbox {0:?} has no checkpoint to go back to, or was ended: remove it, and run or restore another one")]
     NoCheckpoint(String),
+    /// It could go back, and that failed.
+    #[error("the machine has died, and the sandbox does not come back from its last checkpoint: {0}")]
+    NotBack(Box<SandboxError>),
     /// A child without a number.
     #[error("the children of a fork are counted from 1; 0 says that there was no fork")]
     ChildZero,

@@ -262,6 +262,8 @@ pub enum Kind {
     Misuse,
     /// The sandbox has ended.
     Ended,
+    /// Its machine has died, and it does not come back from its last checkpoint.
+    Lost,
     /// What was asked for belongs to a timeline that was lost.
     RolledBack,
     /// Anything else.

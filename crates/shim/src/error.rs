@@ -87,6 +87,7 @@ impl From<SandboxError> for Failure {
     fn from(error: SandboxError) -> Self {
         let kind = match &error {
             SandboxError::Ended(_) => Kind::Ended,
+            SandboxError::NotBack(_) => Kind::Lost,
             SandboxError::Paused(_)
             | SandboxError::Hostname(_)
             | SandboxError::Secret(SecretError::Name(_) | SecretError::Long { .. } | SecretError::Many(_))

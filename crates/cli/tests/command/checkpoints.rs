@@ -123,4 +123,41 @@ fn vm_checkpoint_of_a_paused_sandbox_comes_back_paused_and_one_that_does_not_com
     until(|| row(&name.0).unwrap()["state"] == "exited");
     let refused = text(&throughline(["exec", &name.0, "--", "true"]).stderr);
     assert!(refused.contains("; 5 tries to go back to the last checkpoint came to nothing"), "{refused}");
+    assert!(refused.contains("state is damaged: it is missing"), "{refused}");
+}
+
+#[test]
+fn vm_checkpoint_survives_commands_and_shims_that_cannot_go_back_to_it_and_each_says_why() {
+    let name = Name::new("checkpoint-later");
+    printed(["run", "--memory", "128M", "--name", &name.0, "--checkpoint", "1h"]);
+    until(|| !checkpoints(&name)["last"].is_null());
+    // No emulator, for a command that finds shim and machine dead.
+    kill_shim(&name);
+    kill_machine(&name);
+    until(|| row(&name.0).unwrap()["state"] == "lost");
+    for _ in 0..2 {
+        let mut exec = Command::new(command());
+        let exec = exec.args(["--json", "exec", &name.0, "--", "true"]).env("PATH", "/nonexistent");
+        let refused = exec.stdin(Stdio::null()).output().unwrap();
+        let told = text(&refused.stderr);
+        assert!(told.contains("does not come back from its last checkpoint"), "{told}");
+        assert!(told.contains("was not found; install it") && told.contains("\"lost\""), "{told}");
+        assert_eq!(refused.status.code(), Some(125));
+    }
+    assert_eq!(row(&name.0).unwrap()["state"], "lost");
+    assert_eq!(printed(["exec", &name.0, "--", "echo", "back"]), "back\n");
+    assert_eq!(checkpoints(&name)["times"], 1);
+
+    // No room for the new timeline, for the shim that sees its machine die: it leaves it to others.
+    let obstacle = places(&name.0)[0].join("next");
+    std::fs::write(&obstacle, "").unwrap();
+    let shim = shim(&name);
+    kill_machine(&name);
+    until(|| state(shim).is_none());
+    let refused = text(&throughline(["exec", &name.0, "--", "true"]).stderr);
+    assert!(refused.contains(obstacle.to_str().unwrap()), "{refused}");
+    assert_eq!(row(&name.0).unwrap()["state"], "lost");
+    std::fs::remove_file(&obstacle).unwrap();
+    assert_eq!(printed(["exec", &name.0, "--", "echo", "back"]), "back\n");
+    assert_eq!(checkpoints(&name)["times"], 2);
 }

@@ -123,6 +123,9 @@ pub struct Exit {
     /// How often it was then tried in vain to bring the sandbox back from its last checkpoint.
     #[serde(default)]
     pub vain_tries: u32,
+    /// Why the last of these tries came to nothing.
+    #[serde(default)]
+    pub vain_error: Option<String>,
 }
 
 /// What touching memory of a file gives that has no room on its file system.
@@ -179,7 +182,10 @@ impl fmt::Display for Exit {
         write!(f, "{}", self.reason)?;
         if self.vain_tries > 0 {
             let tries = self.vain_tries;
-            write!(f, "; {tries} tries to go back to the last checkpoint came to nothing, shim.log says why")?;
+            write!(f, "; {tries} tries to go back to the last checkpoint came to nothing")?;
+            if let Some(error) = &self.vain_error {
+                write!(f, "\nthe last try: {error}")?;
+            }
         }
         if !self.messages.trim().is_empty() {
             write!(f, "\nmonitor: {}", self.messages.trim())?;

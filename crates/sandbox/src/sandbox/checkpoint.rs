@@ -27,7 +27,7 @@ impl Sandbox {
         let taken = Checkpoint { folder: folder.clone(), taken_ms: now_ms() };
         self.change(|record| {
             record.checkpoints.last = Some(taken);
-            record.checkpoints.tries = 0;
+            (record.checkpoints.tries, record.checkpoints.vain_tries) = (0, 0);
         })?;
         // From here on nobody goes back to an older one.
         self.places.remove_beside(|name| name.starts_with(PREFIX) && name != folder)?;

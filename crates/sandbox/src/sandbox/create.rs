@@ -146,7 +146,9 @@ impl SandboxBuilder {
         let machine = started.elapsed();
         let starting = Starting { vm, places, deadline: self.deadline, started, former: None };
         match self.greet(&starting, region, sidecar, hostname).await {
-            Ok((link, about)) => starting.ready(link, about, machine, std::mem::take(&mut self.given.secrets)),
+            Ok((link, about)) => {
+                Box::pin(starting.ready(link, about, machine, std::mem::take(&mut self.given.secrets))).await
+            }
             Err(error) => Err(starting.abandon(error).await),
         }
     }

@@ -20,7 +20,7 @@ use std::time::Duration;
 use throughline::{ChannelId, Link};
 
 use crate::command::{Child, Command};
-use crate::engine::{Exit, Hardware, Vm, VmRecord};
+use crate::engine::{Exit, Hardware, Vm, VmRecord, end_left};
 use crate::files::Files;
 use crate::guest::{Guest, Here};
 use crate::image::Rootfs;
@@ -213,6 +213,8 @@ impl Sandbox {
         self.change(|record| record.exit = Some(exit.clone()))?;
         self.places.keep();
         step("concluded");
+        // Whoever went back may have been broken off.
+        end_left(self.places.runtime()).map_err(SandboxError::io("end the machine of the last try"))?;
         self.places.free_memory()?;
         Ok(exit)
     }

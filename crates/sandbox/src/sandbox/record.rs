@@ -59,8 +59,15 @@ pub struct Checkpoints {
     pub last: Option<Checkpoint>,
     /// A process is going back to it, or has died while it was.
     pub going_back: bool,
-    /// How often that was begun since the last one was taken.
+    /// How often the guest was let run from the last one, or that was damaged. What fails before, for
+    /// want of an emulator or of memory, say, is no fault of the checkpoint's.
     pub tries: u32,
+    /// How many of these have come to nothing since it came back last.
+    #[serde(default)]
+    pub vain_tries: u32,
+    /// Why it did not come back when that was tried last.
+    #[serde(default)]
+    pub vain_error: Option<String>,
     /// How often the sandbox has come back in all.
     pub times: u32,
     /// How the machine ended that was lost last, if somebody saw it.
@@ -135,14 +142,29 @@ impl Record {
         self.timeline = format!("{:032x}", link.timeline());
         self.machine = machine.clone();
         self.checkpoints.going_back = false;
+        (self.checkpoints.vain_tries, self.checkpoints.vain_error) = (0, None);
         self.checkpoints.times += 1;
         self
     }
 
+    /// One more try to go back, from here on in vain unless it [comes to its end](Self::gone_back).
+    pub(super) fn count_try(&mut self) {
+        self.checkpoints.tries += 1;
+        self.checkpoints.vain_tries += 1;
+    }
+
+    /// Puts on paper why it does not come back.
+    pub(super) fn not_back(&mut self, error: &SandboxError, runtime: &Path) {
+        self.checkpoints.vain_error = Some(error.to_string());
+        if let Err(unwritten) = self.write(runtime) {
+            tracing::warn!(%error, %unwritten, "it is not on paper why this sandbox does not come back");
+        }
+    }
+
     /// How it ended, if it did not come back.
     pub(super) fn in_vain(&self, exit: Exit) -> Exit {
-        let Checkpoints { going_back, tries, .. } = self.checkpoints;
-        Exit { vain_tries: if going_back { tries } else { 0 }, ..exit }
+        let Checkpoints { going_back, vain_tries, vain_error, .. } = &self.checkpoints;
+        if *going_back { Exit { vain_tries: *vain_tries, vain_error: vain_error.clone(), ..exit } } else { exit }
     }
 
     /// Whether there is a checkpoint to go back to, and nobody wanted the machine to end.

@@ -163,6 +163,10 @@ impl Restore {
         let places = claim()?;
         let folder = if lost.is_some() { places.next()? } else { places.current() };
         let (region, sidecar) = self.copy(&folder, lost.as_ref()).await?;
+        let secrets = match lost {
+            Some(_) => Secrets::read(&places)?,
+            None => std::mem::take(&mut self.given.secrets),
+        };
         let manifest = self.bundle.manifest();
         let spec = LoadSpec {
             config: VmConfig {
@@ -181,10 +185,6 @@ impl Restore {
         let machine = started.elapsed();
         step("loaded");
         tracing::debug!(after = ?machine, "loaded");
-        let secrets = match lost {
-            Some(_) => Secrets::read(&places)?,
-            None => std::mem::take(&mut self.given.secrets),
-        };
         let former = lost.map(|lost| lost.record);
         let starting = Starting { vm, places, deadline: self.deadline, started, former };
         let checked = checking.await.map_err(|error| SandboxError::io("check the RAM")(io::Error::other(error)));
@@ -273,7 +273,7 @@ pub(super) struct Lost<'a> {
     pub(super) dead: &'a Sidecar,
 }
 
-/// A machine that was loaded, attached to, and has yet to run. Dropping it ends the machine.
+/// A machine that was loaded, attached to, and has yet to run. Dropping it ends the machine, as with [`Starting`].
 pub(super) struct Loaded {
     pub(super) starting: Starting,
     pub(super) link: Link,
@@ -295,9 +295,14 @@ impl Loaded {
 
     /// Gives the guest its identity, lets it run, and waits until it has taken it on. Only then does anything of the
     /// user's run.
-    pub(super) async fn wake(self) -> Result<Sandbox, SandboxError> {
-        match self.become_somebody().await {
-            Ok(()) => self.starting.ready(self.link, self.about, self.machine, self.secrets),
+    pub(super) async fn wake(mut self) -> Result<Sandbox, SandboxError> {
+        let woken = match self.starting.count_try() {
+            Ok(()) => self.become_somebody().await,
+            refused => refused,
+        };
+        match woken {
+            // On the heap: callers' futures stay small.
+            Ok(()) => Box::pin(self.starting.ready(self.link, self.about, self.machine, self.secrets)).await,
             Err(error) => Err(self.starting.abandon(error).await),
         }
     }

@@ -11,10 +11,10 @@ use throughline::Sidecar;
 
 use super::checkpoint::PREFIX;
 use super::record::Record;
-use super::restore::Lost;
+use super::restore::{Loaded, Lost};
 use super::{Sandbox, Wanted};
 use crate::SandboxError;
-use crate::bundle::{Bundle, Draft};
+use crate::bundle::{Bundle, BundleError, Draft};
 use crate::engine::{Exit, end_left, remove_groups};
 use crate::places::{PlaceError, Places};
 
@@ -34,7 +34,8 @@ impl Sandbox {
     /// ended first.
     ///
     /// # Errors
-    /// There is no checkpoint, or it does not become ready (again). The sandbox is then as dead as it was.
+    /// There is no checkpoint, or the sandbox does [not come back](SandboxError::NotBack): it is then as dead as it was. This
+    /// counts as a try, of which there are five for each checkpoint, only once its guest was let run, or if it is damaged.
     pub async fn roll_back(&self) -> Result<Self, SandboxError> {
         self.vm.end();
         let exit = self.exited().await;
@@ -56,8 +57,34 @@ impl Sandbox {
 pub(super) async fn go_back(places: Places, mut record: Record, dead: &Sidecar) -> Result<Sandbox, SandboxError> {
     let none = || SandboxError::NoCheckpoint(places.name().to_owned());
     let checkpoint = record.checkpoints.last.clone().filter(|_| record.wanted != Wanted::Ended).ok_or_else(none)?;
+    let (runtime, paused) = (places.runtime().to_path_buf(), record.wanted == Wanted::Paused);
+    let not_back = |error| SandboxError::NotBack(Box::new(error));
+    let loaded = match load(places, &mut record, &checkpoint.folder, dead).await {
+        Ok(loaded) => loaded,
+        Err(error) => {
+            // What is damaged stays so; anything else may be there the next time.
+            if matches!(error, SandboxError::Bundle(BundleError::Absent(_) | BundleError::Damaged { .. })) {
+                record.count_try();
+            }
+            record.not_back(&error, &runtime);
+            return Err(not_back(error));
+        }
+    };
+    let loaded = loaded.go_over().await.map_err(not_back)?;
+    let back = loaded.wake().await.map_err(not_back)?;
+    // It is back: whatever comes of the rest, it goes on, for whoever takes it over.
+    back.detach();
+    if paused {
+        back.pause().await?;
+    }
+    back.places.end();
+    back.ends.store(true, Ordering::Relaxed);
+    Ok(back)
+}
+
+/// Loads the checkpoint in this folder, after whatever was left of earlier tries is gone.
+async fn load(places: Places, record: &mut Record, folder: &str, dead: &Sidecar) -> Result<Loaded, SandboxError> {
     record.checkpoints.going_back = true;
-    record.checkpoints.tries += 1;
     record.write(places.runtime())?;
     // Whoever tried before may have started a machine, and died.
     let runtime = places.runtime().to_path_buf();
@@ -66,15 +93,9 @@ pub(super) async fn go_back(places: Places, mut record: Record, dead: &Sidecar) 
     if let Some(draft) = record.snapshot.take() {
         Draft::remove_left(&draft);
     }
-    let (folder, paused) = (checkpoint.folder, record.wanted == Wanted::Paused);
     places.remove_beside(|name| name.starts_with(PREFIX) && name != folder)?;
-    let bundle = Bundle::open(&places.beside(&folder))?;
+    let bundle = Bundle::open(&places.beside(folder))?;
     tracing::warn!(name = record.name, lost = ?record.checkpoints.lost, "the machine has died: back to the last checkpoint");
-    let restore = Sandbox::restore(bundle).trusted();
-    let loaded = restore.load_after(|| Ok(places), Some(Lost { record, dead })).await?;
-    let back = loaded.go_over().await?.wake().await?;
-    if paused {
-        back.pause().await?;
-    }
-    Ok(back)
+    let lost = Lost { record: record.clone(), dead };
+    Sandbox::restore(bundle).trusted().load_after(|| Ok(places), Some(lost)).await
 }

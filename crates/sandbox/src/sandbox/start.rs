@@ -20,7 +20,8 @@ const REFUSAL: &str = "was not taken on, the guest stays closed: ";
 const LOOKS: u32 = 100;
 const LOOK: Duration = Duration::from_millis(10);
 
-/// A machine whose guest is not ready yet. Dropping it ends the machine.
+/// A machine whose guest is not ready yet. Dropping it ends the machine; but for one that goes back to a checkpoint: that is
+/// ended by the next try, or with the sandbox.
 pub(super) struct Starting {
     pub(super) vm: Arc<dyn Vm>,
     pub(super) places: Places,
@@ -76,7 +77,7 @@ impl Starting {
     }
 
     /// The guest is ready: from here on there is a sandbox, whatever becomes of this process.
-    pub(super) fn ready(
+    pub(super) async fn ready(
         mut self,
         link: Link,
         mut about: About,
@@ -84,11 +85,13 @@ impl Starting {
         secrets: Secrets,
     ) -> Result<Sandbox, SandboxError> {
         about.timings = Timings { machine, ready: self.started.elapsed() };
-        let record = match self.former.take() {
+        let record = match self.former.clone() {
             Some(former) => former.gone_back(&link, self.vm.record()),
             None => Record::new(self.places.name(), &about, &link, self.vm.record()),
         };
-        record.write(self.places.runtime())?;
+        if let Err(error) = record.write(self.places.runtime()) {
+            return Err(self.abandon(error).await);
+        }
         step("ready");
         self.places.settle();
         self.places.end();
@@ -108,11 +111,21 @@ impl Starting {
         })
     }
 
-    /// Ends the machine after a failure.
-    pub(super) async fn abandon(self, error: SandboxError) -> SandboxError {
+    /// Puts on paper, if it goes back to a checkpoint, that its guest is let run.
+    pub(super) fn count_try(&mut self) -> Result<(), SandboxError> {
+        let Some(former) = &mut self.former else { return Ok(()) };
+        former.count_try();
+        former.write(self.places.runtime())
+    }
+
+    /// Ends the machine after a failure, which is noted if it was to go back to a checkpoint.
+    pub(super) async fn abandon(mut self, error: SandboxError) -> SandboxError {
         let ended: Result<Exit, _> = self.vm.kill().await;
         if let Err(error) = ended {
             tracing::warn!(%error, "a machine that did not start could not be ended");
+        }
+        if let Some(former) = &mut self.former {
+            former.not_back(&error, self.places.runtime());
         }
         error
     }

@@ -126,7 +126,7 @@ fn given_up(places: &Places, mut record: Record) -> Result<SandboxError, Sandbox
     let runtime = places.runtime();
     end_left(runtime).map_err(SandboxError::io("end the machine of the last try"))?;
     let (console, messages) = (String::new(), String::new());
-    let nobody_saw = || Exit { reason: ExitReason::Unknown, console, messages, vain_tries: 0 };
+    let nobody_saw = || Exit { reason: ExitReason::Unknown, console, messages, vain_tries: 0, vain_error: None };
     let exit = record.in_vain(record.checkpoints.lost.clone().unwrap_or_else(nobody_saw));
     (record.exit, record.checkpoints.going_back) = (Some(exit.clone()), false);
     record.write(runtime)?;

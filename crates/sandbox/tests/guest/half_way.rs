@@ -1,13 +1,16 @@
 //! Take-overs and ways back that fail half-way, or that others come upon: what is there stays whole, for the next one.
 
 use std::fs;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::Poll;
 
 use throughline_sandbox::engine::ExitReason;
 use throughline_sandbox::{Known, Sandbox, SandboxError, State, Wanted};
 
 use crate::checkpoints::die;
 use crate::host_death::runs;
-use crate::support::{folder, gone, let_go, places, restored, text, unheld, until, watched};
+use crate::support::{children, folder, gone, let_go, places, restored, text, unheld, until, watched};
 
 /// How often one goes back to a checkpoint.
 const TRIES: u32 = 5;
@@ -81,8 +84,8 @@ async fn vm_checkpoint_that_cannot_be_gone_back_to_is_given_up_after_five_tries_
     watched(async {
         let (mut sandbox, folder) = (restored().await, folder());
         let away = folder.path().join("state");
+        sandbox.checkpoint().await.unwrap();
         let damaged = async |sandbox: &Sandbox| {
-            sandbox.checkpoint().await.unwrap();
             let last = sandbox.record().checkpoints.last.unwrap().folder;
             let state = places(sandbox.name())[0].join(last).join("state");
             die(sandbox).await;
@@ -93,7 +96,10 @@ async fn vm_checkpoint_that_cannot_be_gone_back_to_is_given_up_after_five_tries_
         let name = let_go(sandbox).await;
         let fails = async |tries: u32| {
             let error = Sandbox::take_over(&name).await.unwrap_err();
-            assert!(matches!(error, SandboxError::Bundle(_)), "{error}");
+            assert!(
+                matches!(&error, SandboxError::NotBack(why) if matches!(**why, SandboxError::Bundle(_))),
+                "{error}"
+            );
             unheld(&name).await;
             assert_eq!(Known::find(&name).unwrap().state, State::Lost);
             assert_eq!(paper(&name)["checkpoints"]["tries"], tries);
@@ -106,18 +112,24 @@ async fn vm_checkpoint_that_cannot_be_gone_back_to_is_given_up_after_five_tries_
         assert_eq!(text(&sandbox, "echo back").await, "back");
         assert_eq!((sandbox.record().checkpoints.times, sandbox.record().may_go_back()), (1, false));
 
-        // It may again from the next checkpoint on, tried by one who saw the end or by another.
+        // It may again from the next checkpoint on, tried by one who saw the end or by another. It comes back once.
+        sandbox.checkpoint().await.unwrap();
+        die(&sandbox).await;
+        let back = sandbox.roll_back().await.unwrap();
+        drop(std::mem::replace(&mut sandbox, back));
         damaged(&sandbox).await;
-        for tries in 1..TRIES {
+        for tries in 2..TRIES {
             sandbox.roll_back().await.unwrap_err();
             assert_eq!(paper(&name)["checkpoints"]["tries"], tries);
         }
         let_go(sandbox).await;
         fails(TRIES).await;
         let error = Sandbox::take_over(&name).await.unwrap_err();
-        assert!(error.to_string().contains("5 tries to go back to the last checkpoint"), "{error}");
+        for told in ["4 tries to go back to the last checkpoint came to nothing", "state is damaged: it is missing"] {
+            assert!(error.to_string().contains(told), "{error}");
+        }
         let SandboxError::Ended(exit) = error else { panic!("{error}") };
-        assert_eq!((exit.reason, exit.vain_tries), (ExitReason::Signal(9), TRIES));
+        assert_eq!((exit.reason, exit.vain_tries), (ExitReason::Signal(9), TRIES - 1));
         assert_eq!(Known::find(&name).unwrap().state, State::Exited);
         let left = fs::read_dir(&places(&name)[0]).unwrap().map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>();
         assert_eq!(left, ["runtime"], "its memory is given back");
@@ -152,6 +164,97 @@ async fn vm_checkpoint_of_a_sandbox_that_was_paused_since_comes_back_paused() {
         sandbox.resume().await.unwrap();
         assert_eq!(text(&sandbox, "echo on").await, "on");
         sandbox.kill().await.unwrap();
+        gone(&name).await;
+    })
+    .await;
+}
+
+/// One more look at going back: whether it has come to its end.
+type GoingBack<'a> = Pin<Box<dyn Future<Output = Result<Sandbox, SandboxError>> + 'a>>;
+
+/// Goes back until something is on paper, and no further.
+async fn until_on_paper(back: &mut GoingBack<'_>, name: &str, wanted: impl Fn(&serde_json::Value) -> bool) {
+    poll_fn(|context| match back.as_mut().poll(context) {
+        Poll::Ready(back) => panic!("it has come to its end: {:?}", back.map(|back| back.record())),
+        Poll::Pending if wanted(&paper(name)["checkpoints"]) => Poll::Ready(()),
+        Poll::Pending => Poll::Pending,
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn vm_going_back_that_fails_for_want_of_something_else_costs_no_try_and_leaves_no_machine() {
+    watched(async {
+        let sandbox = restored().await;
+        sandbox.checkpoint().await.unwrap();
+        die(&sandbox).await;
+        let name = sandbox.name().to_owned();
+        let [memory, runtime] = places(&name);
+        let secrets = memory.join("secrets");
+        fs::create_dir(&secrets).unwrap();
+        fs::write(secrets.join("values"), "not these").unwrap();
+        for _ in 0..=TRIES {
+            let error = sandbox.roll_back().await.unwrap_err().to_string();
+            assert!(error.contains("read the secrets"), "{error}");
+            let known = &paper(&name)["checkpoints"];
+            assert_eq!((&known["tries"], &known["vain_tries"]), (&0.into(), &0.into()));
+            assert!(error.contains(known["vain_error"].as_str().unwrap()), "{known}");
+            assert_eq!(children(), [""; 0]);
+        }
+        fs::remove_dir_all(&secrets).unwrap();
+
+        // The guest has run, but that cannot be put on paper.
+        let mut back: GoingBack<'_> = Box::pin(sandbox.roll_back());
+        until_on_paper(&mut back, &name, |known| known["tries"] == 1).await;
+        let obstacle = runtime.join("sandbox.json.new");
+        fs::create_dir(&obstacle).unwrap();
+        let error = back.await.unwrap_err().to_string();
+        assert!(error.contains("write sandbox.json"), "{error}");
+        assert_eq!(children(), [""; 0]);
+        fs::remove_dir(&obstacle).unwrap();
+
+        let back = sandbox.roll_back().await.unwrap();
+        let known = back.record().checkpoints;
+        assert_eq!((known.tries, known.vain_tries, known.vain_error), (2, 0, None));
+        assert_eq!(text(&back, "echo back").await, "back");
+        drop(sandbox);
+        back.kill().await.unwrap();
+        gone(&name).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn vm_going_back_that_is_broken_off_loses_nothing_and_no_machine_outlives_the_sandbox() {
+    watched(async {
+        let sandbox = restored().await;
+        sandbox.checkpoint().await.unwrap();
+        sandbox.pause().await.unwrap();
+        die(&sandbox).await;
+        let name = sandbox.name().to_owned();
+        // It is back, and has yet to be paused.
+        let mut back: GoingBack<'_> = Box::pin(sandbox.roll_back());
+        until_on_paper(&mut back, &name, |known| known["times"] == 1).await;
+        drop(back);
+        drop(sandbox);
+        unheld(&name).await;
+        let sandbox = Sandbox::take_over(&name).await.unwrap();
+        let record = sandbox.record();
+        assert_eq!((record.wanted, record.checkpoints.times), (Wanted::Paused, 1));
+        assert!(record.checkpoints.last.is_some_and(|last| places(&name)[0].join(last.folder).is_dir()));
+        sandbox.resume().await.unwrap();
+        assert_eq!(text(&sandbox, "echo on").await, "on");
+
+        // It is not, and nobody goes on with it.
+        die(&sandbox).await;
+        let mut back: GoingBack<'_> = Box::pin(sandbox.roll_back());
+        until_on_paper(&mut back, &name, |known| known["tries"] == 2).await;
+        drop(back);
+        assert_eq!(children().len(), 1, "its machine");
+        sandbox.conclude(sandbox.exited().await).await.unwrap();
+        until(async || children().is_empty()).await;
+        drop(sandbox);
+        Known::remove(&name).unwrap();
         gone(&name).await;
     })
     .await;

@@ -256,8 +256,11 @@ impl Shared {
         let start = Start::TakeOver { name: self.name.clone() };
         match self.program.start(&start).await {
             Ok(_) => Err(Try::Later("it has just been started".to_owned())),
-            // Another client's may have been faster.
-            Err(ShimError::Failure(failure)) if failure.kind != Kind::Ended => Err(Try::Later(failure.message)),
+            // Another client's may have been faster. One that did not bring it back has told why: to try that once more is
+            // for whoever puts it right.
+            Err(ShimError::Failure(failure)) if !matches!(failure.kind, Kind::Ended | Kind::Lost) => {
+                Err(Try::Later(failure.message))
+            }
             Err(error) => Err(Try::Never(error)),
         }
     }

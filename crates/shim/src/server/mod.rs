@@ -25,7 +25,10 @@ use crate::start::{Keeping, Start, Take};
 /// Clients at one time. More wait for their turn.
 const MOST_CLIENTS: usize = 256;
 
-/// Between two tries to go back to a checkpoint.
+/// How often a shim tries to go back to a checkpoint. What still is in the way then is told to the next client.
+const TRIES: u32 = 5;
+
+/// Between two of these tries.
 const BETWEEN_TRIES: Duration = Duration::from_secs(1);
 
 /// A sandbox that is ready, and the socket on which its clients are awaited.
@@ -149,7 +152,7 @@ impl Server {
         if sandbox.may_roll_back(&exit) {
             self.shared.end.send_replace(Some(End::Lost));
             told(&mut sessions).await;
-            if let Some(back) = back(sandbox).await {
+            if let Some(back) = back(sandbox).await? {
                 return Ok(Some(Self::of(back, self.listener)));
             }
         }
@@ -165,16 +168,24 @@ impl Server {
     }
 }
 
-/// Goes back to the last checkpoint, if need be by several tries: what was in the way may have gone.
-async fn back(sandbox: &Sandbox) -> Option<Sandbox> {
+/// Goes back to the last checkpoint, if need be by several tries: what was in the way may have gone. `None` if nobody may
+/// any more.
+///
+/// # Errors
+/// It does not come back, and may later: it is left to whoever takes it over.
+async fn back(sandbox: &Sandbox) -> Result<Option<Sandbox>, ShimError> {
+    let mut more = 1..TRIES;
     loop {
-        match sandbox.roll_back().await {
-            Ok(back) => return Some(back),
-            Err(error) => tracing::error!(%error, "the machine does not come back from its last checkpoint"),
+        let error = match sandbox.roll_back().await {
+            Ok(back) => return Ok(Some(back)),
+            Err(error) => error,
+        };
+        tracing::error!(%error, "the machine does not come back from its last checkpoint");
+        if Known::find(sandbox.name())?.record.is_some_and(|paper| !paper.may_go_back()) {
+            return Ok(None);
         }
-        let paper = Known::find(sandbox.name()).ok()?.record?;
-        if !paper.may_go_back() {
-            return None;
+        if more.next().is_none() {
+            return Err(error.into());
         }
         tokio::time::sleep(BETWEEN_TRIES).await;
     }

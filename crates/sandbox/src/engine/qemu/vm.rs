@@ -93,7 +93,7 @@ impl Watched {
     fn exit(&self, status: Status, seen: &Seen) -> Exit {
         let console = console::console_tail(&self.folder);
         let reason = reason(status, seen, &console);
-        Exit { reason, console, messages: console::messages_tail(&self.folder), vain_tries: 0 }
+        Exit { reason, console, messages: console::messages_tail(&self.folder), vain_tries: 0, vain_error: None }
     }
 
     /// Does `work`, unless the process ends first: then that is the error.
