@@ -1,7 +1,7 @@
 //! `throughline shim`: the process that holds a sandbox. Started by the others.
 
 use std::fs::File;
-use std::io::{BufRead, Write};
+use std::io::{self, Write};
 
 use serde::de::DeserializeOwned;
 use throughline_shim::pool::Keeper;
@@ -10,6 +10,9 @@ use throughline_shim::start::{Outcome, Program, Start, Take};
 use zeroize::Zeroizing;
 
 use crate::error::CliError;
+
+/// Bytes of most lines. Longer ones are read into more memory.
+const FIRST: usize = 16 << 10;
 
 /// Reads what to do from the standard input, says what came of it, and serves.
 pub async fn run() -> Result<u8, CliError> {
@@ -68,15 +71,31 @@ pub async fn keep() -> Result<u8, CliError> {
 /// The next line of the standard input; `None` at its end.
 async fn read<T: DeserializeOwned + Send + 'static>() -> Result<Option<T>, CliError> {
     let line = || {
-        // It may have secrets.
-        let mut line = Zeroizing::new(String::new());
-        std::io::stdin().lock().read_line(&mut line).map_err(CliError::io("read what to do"))?;
+        let line = line().map_err(CliError::io("read what to do"))?;
         if line.is_empty() {
             return Ok(None);
         }
-        serde_json::from_str(&line).map(Some).map_err(|error| not_for_people(&error.to_string()))
+        serde_json::from_slice(&line).map(Some).map_err(|error| not_for_people(&error.to_string()))
     };
     tokio::task::spawn_blocking(line).await.map_err(|error| CliError::io("read")(error.into()))?
+}
+
+/// A line, after which whoever says it waits for an answer. It may have secrets: no copy of it is left in memory.
+fn line() -> io::Result<Zeroizing<Vec<u8>>> {
+    let mut line = Zeroizing::new(Vec::with_capacity(FIRST));
+    while line.last() != Some(&b'\n') {
+        if line.len() == line.capacity() {
+            let mut longer = Zeroizing::new(Vec::with_capacity(2 * line.capacity()));
+            longer.extend_from_slice(&line);
+            line = longer;
+        }
+        match rustix::io::read(rustix::stdio::stdin(), rustix::buffer::spare_capacity(&mut *line)) {
+            Ok(0) => break,
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(line)
 }
 
 fn not_for_people(why: &str) -> CliError {

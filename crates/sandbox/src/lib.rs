@@ -25,7 +25,7 @@ mod known;
 mod places;
 pub mod pool;
 mod sandbox;
-mod secrets;
+pub mod secrets;
 pub mod sockets;
 pub mod steps;
 pub mod stock;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use crate::places::check_free;
@@ -65,7 +66,7 @@ impl Pool {
     /// # Errors
     /// Those of [`take`](Self::take); what was given cannot be.
     pub async fn take_with(&self, name: Option<&str>, given: Given) -> Result<Sandbox, SandboxError> {
-        check(name, &given)?;
+        check(name, &given).await?;
         let late = |_| SandboxError::io("take a child of the pool")(std::io::ErrorKind::TimedOut.into());
         let waiting = timeout(DEADLINE, self.stock.take()).await.map_err(late)??;
         waiting.given(given)?.take(name).await
@@ -86,7 +87,10 @@ impl Pool {
 ///
 /// # Errors
 /// The name is not free, or what was given cannot be.
-pub fn check(name: Option<&str>, given: &Given) -> Result<(), SandboxError> {
+pub async fn check(name: Option<&str>, given: &Given) -> Result<(), SandboxError> {
     given.check(1)?;
-    Ok(name.map_or(Ok(()), check_free)?)
+    let Some(name) = name.map(str::to_owned) else { return Ok(()) };
+    // It may have to wait for who has just created or removed one of the name.
+    let looked = spawn_blocking(move || check_free(&name)).await;
+    Ok(looked.map_err(|error| SandboxError::io("look whether the name is free")(error.into()))??)
 }

@@ -6,7 +6,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
+use serde::de::{SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use throughline_wire::secrets::{MAX_NAME, MAX_VALUE, MOST, is_name};
 use zeroize::{Zeroize, Zeroizing};
 
@@ -23,9 +24,61 @@ const FILE: &str = "values";
 pub struct Secrets(BTreeMap<String, Value>);
 
 /// One value, overwritten when it is dropped.
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, Serialize)]
 #[serde(transparent)]
 struct Value(#[serde(with = "serde_bytes")] Vec<u8>);
+
+impl<'de> Deserialize<'de> for Value {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_seq(Bytes)
+    }
+}
+
+/// Reads a value into memory that grows for none that a guest can have: what grows leaves copies behind.
+struct Bytes;
+
+impl<'de> Visitor<'de> for Bytes {
+    type Value = Value;
+
+    fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("a list of bytes")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> Result<Value, A::Error> {
+        let mut value = Value(Vec::with_capacity(MAX_VALUE));
+        while let Some(byte) = sequence.next_element()? {
+            value.0.push(byte);
+        }
+        Ok(value)
+    }
+}
+
+/// Something that has secrets, as JSON, in memory that is overwritten when it is dropped. It did not grow, and has room for the end
+/// of a line.
+///
+/// # Errors
+/// It cannot be JSON.
+pub fn encode(value: &impl Serialize) -> io::Result<Zeroizing<Vec<u8>>> {
+    let mut length = Length(0);
+    serde_json::to_writer(&mut length, value)?;
+    let mut bytes = Zeroizing::new(Vec::with_capacity(length.0 + 1));
+    serde_json::to_writer(&mut *bytes, value)?;
+    Ok(bytes)
+}
+
+/// Counts what is written.
+struct Length(usize);
+
+impl Write for Length {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 += bytes.len();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
 
 impl Drop for Value {
     fn drop(&mut self) {
@@ -112,7 +165,7 @@ impl Secrets {
             return Ok(());
         }
         let write = |folder: &Path| {
-            let encoded = Zeroizing::new(serde_json::to_vec(self)?);
+            let encoded = encode(self)?;
             DirBuilder::new().mode(0o700).recursive(true).create(folder)?;
             let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(folder.join(FILE));
             file?.write_all(&encoded)

@@ -58,7 +58,13 @@ impl Place {
     ///
     /// # Errors
     /// The folder cannot be made.
-    pub fn new() -> Result<Self, SandboxError> {
+    pub async fn new() -> Result<Self, SandboxError> {
+        // It may have to wait, and to remove gigabytes.
+        let made = tokio::task::spawn_blocking(Self::make).await;
+        made.map_err(|error| SandboxError::io("make room for a zygote")(error.into()))?
+    }
+
+    fn make() -> Result<Self, SandboxError> {
         let (memory, _) = Places::folders()?;
         let all = memory.join(FOLDER);
         loop {
@@ -202,14 +208,14 @@ impl Sandbox {
     /// # Errors
     /// Those of a snapshot; if the guest does not become quiet, the sandbox goes on until it is dropped.
     pub async fn freeze(self) -> Result<Zygote, SandboxError> {
-        let place = Place::new()?;
+        let place = Place::new().await?;
         let (bundle, report) = self.snapshot_and_stop(&place.bundle()).await?;
         Ok(Zygote::in_memory(bundle, report, place))
     }
 
     /// The same of a sandbox that goes on, after a stand-still as short as a snapshot's.
     pub async fn zygote(&self) -> Result<Zygote, SandboxError> {
-        let place = Place::new()?;
+        let place = Place::new().await?;
         let (bundle, report) = self.snapshot(&place.bundle()).await?;
         Ok(Zygote::in_memory(bundle, report, place))
     }

@@ -59,6 +59,16 @@ impl Incoming {
         }
     }
 
+    /// Waits until the other side has gone. What it says until then is kept, and waits for its turn. Cancel-safe.
+    pub async fn gone(&mut self) {
+        while self.buffer.len() < MAX_LINE {
+            if !self.receive().await.is_ok_and(|count| count > 0) {
+                return;
+            }
+        }
+        std::future::pending::<()>().await;
+    }
+
     /// The descriptors that came with the lines so far.
     pub fn take_descriptors(&mut self) -> Vec<OwnedFd> {
         std::mem::take(&mut self.descriptors)

@@ -1,5 +1,6 @@
 //! Starting a shim: a process of its own, which tells when it is ready, or why not.
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
@@ -7,11 +8,11 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use throughline_sandbox::Given;
 use throughline_sandbox::engine::Hardware;
+use throughline_sandbox::secrets;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{ChildStdin, ChildStdout, Command};
 use tokio::sync::watch;
 use tokio::time::timeout;
-use zeroize::Zeroizing;
 
 use crate::ShimError;
 use crate::api::{Failure, Kind};
@@ -28,9 +29,10 @@ pub struct Keeping {
     pub checkpoint_ms: Option<u64>,
 }
 
-/// How a shim comes to its sandbox. It reads this as a line of JSON from its standard input.
+/// How a shim comes to its sandbox. It reads this as a line of JSON from its standard input. The tag is outside: who
+/// reads one that is inside keeps copies of all the rest, which may have secrets.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(tag = "start", rename_all = "kebab-case")]
+#[serde(rename_all = "kebab-case")]
 pub enum Start {
     /// Creates it.
     Create {
@@ -151,7 +153,7 @@ impl Program {
     /// Starts a shim that waits, with a child of a zygote, to be taken.
     pub async fn wait(&self, start: &Start) -> Result<InWaiting, ShimError> {
         let mut shim = self.spawn()?;
-        match shim.ask(start).await? {
+        match shim.ask(start).await?.or("a shim of a child in waiting ended without a word")? {
             Outcome::Waiting => Ok(shim),
             Outcome::Failed(failure) => Err(failure.into()),
             Outcome::Ready { name } => Err(ShimError::Nonsense(name)),
@@ -159,7 +161,8 @@ impl Program {
     }
 
     pub(crate) async fn begin(&self, start: &impl Serialize) -> Result<String, ShimError> {
-        self.spawn()?.ask(start).await?.ready()
+        let said = self.spawn()?.ask(start).await?;
+        said.or("it ended without a word; its log is shim.log in the sandbox's folder")?.ready()
     }
 
     fn spawn(&self) -> Result<InWaiting, ShimError> {
@@ -171,11 +174,11 @@ impl Program {
         let failed = |source| ShimError::Start { program: self.path.clone(), source };
         let mut child = command.spawn().map_err(failed)?;
         let (stdin, stdout) = (child.stdin.take(), child.stdout.take().map(BufReader::new));
-        let (tell, ended) = watch::channel(());
+        let (tell, ended) = watch::channel(false);
         // Whoever starts it outlives it or not; in the first case it must not stay a zombie.
         tokio::spawn(async move {
-            let _ = child.wait().await;
-            drop(tell);
+            let orderly = child.wait().await.is_ok_and(|status| status.success());
+            tell.send_replace(orderly);
         });
         Ok(InWaiting { program: self.path.clone(), stdin, stdout, ended })
     }
@@ -187,8 +190,8 @@ pub struct InWaiting {
     program: PathBuf,
     stdin: Option<ChildStdin>,
     stdout: Option<BufReader<ChildStdout>>,
-    /// Nobody says anything there any more once it has ended.
-    ended: watch::Receiver<()>,
+    /// Whether it has ended of its own will. Nobody says anything there any more once it has ended.
+    ended: watch::Receiver<bool>,
 }
 
 impl InWaiting {
@@ -198,24 +201,60 @@ impl InWaiting {
         async move { while ended.changed().await.is_ok() {} }
     }
 
-    /// Makes a sandbox of its child, and waits until that is ready; its name. It outlives this process.
-    pub async fn take(mut self, take: &Take) -> Result<String, ShimError> {
-        self.ask(take).await?.ready()
+    /// Makes a sandbox of its child, and waits until that is ready; its name. It outlives this process. `None`: the child
+    /// had ended before, and nothing came of it.
+    pub async fn take(mut self, take: &Take) -> Result<Option<String>, ShimError> {
+        const SILENT: &str =
+            "the shim of the child ended in the middle; look whether there is a sandbox, and take another child if not";
+        match self.ask(take).await? {
+            Said::Unasked => Ok(None),
+            said => said.or(SILENT)?.ready().map(Some),
+        }
     }
 
     /// Says a line, and waits for the answer.
-    async fn ask(&mut self, question: &impl Serialize) -> Result<Outcome, ShimError> {
+    async fn ask(&mut self, question: &impl Serialize) -> Result<Said, ShimError> {
         let failed = |source| ShimError::Start { program: self.program.clone(), source };
         let told = async {
             if let Some(stdin) = &mut self.stdin {
                 // It may have secrets.
-                let mut line = Zeroizing::new(serde_json::to_vec(question)?);
+                let mut line = secrets::encode(question)?;
                 line.push(b'\n');
-                stdin.write_all(&line).await?;
+                match stdin.write_all(&line).await {
+                    Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(Said::Unasked),
+                    told => told?,
+                }
             }
-            outcome(self.stdout.as_mut()).await
+            let mut line = String::new();
+            if let Some(stdout) = &mut self.stdout {
+                stdout.read_line(&mut line).await?;
+            }
+            if !line.is_empty() {
+                return Ok(Said::Outcome(serde_json::from_str(&line)?));
+            }
+            // One that does what it was told says what came of it, unless it is killed.
+            let orderly = self.ended.wait_for(|orderly| *orderly).await.is_ok();
+            Ok(if orderly { Said::Unasked } else { Said::Nothing })
         };
-        timeout(DEADLINE, told).await.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into())).map_err(failed)
+        timeout(DEADLINE, told).await.unwrap_or_else(|_| Err(ErrorKind::TimedOut.into())).map_err(failed)
+    }
+}
+
+/// What came of saying a line.
+enum Said {
+    Outcome(Outcome),
+    /// The shim ended before it had read it.
+    Unasked,
+    /// It ended, perhaps in the middle.
+    Nothing,
+}
+
+impl Said {
+    fn or(self, silent: &str) -> Result<Outcome, ShimError> {
+        match self {
+            Self::Outcome(outcome) => Ok(outcome),
+            Self::Unasked | Self::Nothing => Err(Failure { kind: Kind::Failed, message: silent.to_owned() }.into()),
+        }
     }
 }
 
@@ -227,16 +266,4 @@ impl Outcome {
             Self::Waiting => Err(ShimError::Nonsense("in waiting".to_owned())),
         }
     }
-}
-
-async fn outcome(stdout: Option<&mut BufReader<ChildStdout>>) -> std::io::Result<Outcome> {
-    let mut line = String::new();
-    if let Some(stdout) = stdout {
-        stdout.read_line(&mut line).await?;
-    }
-    if line.is_empty() {
-        let message = "it ended without a word; its log is shim.log in the sandbox's folder".to_owned();
-        return Ok(Outcome::Failed(Failure { kind: Kind::Failed, message }));
-    }
-    Ok(serde_json::from_str(&line)?)
 }

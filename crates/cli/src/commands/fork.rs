@@ -31,7 +31,7 @@ pub async fn run(fork: Fork, json: bool) -> Result<u8, CliError> {
     let given = given::read_for_children(fork.given, fork.count, &fork.name)?;
     let remote = connect(&fork.name).await?;
     // Gone with this process; the children do not need it once they are there.
-    let place = Place::new()?;
+    let place = Place::new().await?;
     remote.snapshot(place.bundle(), false, false).await?;
     // More at once would only wait for each other.
     let most = std::thread::available_parallelism().map_or(2, |cores| 2 * cores.get());

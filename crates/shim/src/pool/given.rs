@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 
 use rustix::fs::{MemfdFlags, memfd_create};
-use throughline_sandbox::Given;
+use throughline_sandbox::{Given, secrets};
 use zeroize::Zeroizing;
 
 /// Bytes of the longest: as many secrets as there may be, as long as they may be.
@@ -15,7 +15,7 @@ const MOST: u64 = 32 << 20;
 /// Puts it into such a file.
 pub(super) fn pack(given: &Given) -> io::Result<OwnedFd> {
     let mut file = File::from(memfd_create("throughline-given", MemfdFlags::CLOEXEC)?);
-    file.write_all(&Zeroizing::new(serde_json::to_vec(given)?))?;
+    file.write_all(&secrets::encode(given)?)?;
     Ok(file.into())
 }
 

@@ -1,27 +1,30 @@
 //! The keeper: one process, one pool, any number of callers.
 
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use throughline_sandbox::stock::Stock;
 use throughline_sandbox::zygote::Place;
 use throughline_sandbox::{Given, pool, sockets};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Notify;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use super::folder::Folder;
 use super::{Answer, Call, Create, Reply, Request, SOCKET, Source, VERSION, given};
 use crate::ShimError;
 use crate::api::{Failure, Kind};
 use crate::client::Remote;
-use crate::line;
+use crate::line::{self, Incoming};
 use crate::start::{InWaiting, Program, Start, Take};
 
 /// Callers at one time. More wait for their turn.
 const MOST_CALLERS: usize = 64;
+/// How long a removed pool waits for children that are just becoming sandboxes.
+const TAKES: Duration = Duration::from_secs(10);
 
 /// A pool whose first child waits, and the socket on which its callers are awaited.
 #[derive(Debug)]
@@ -38,7 +41,7 @@ struct Shared {
     _zygote: Option<Place>,
     folder: Folder,
     /// Somebody removes the pool.
-    removed: Notify,
+    removed: watch::Sender<bool>,
 }
 
 impl Keeper {
@@ -47,7 +50,7 @@ impl Keeper {
         let folder = Folder::claim(&create.pool).await?;
         let (bundle, zygote) = match &create.source {
             Source::Sandbox(name) => {
-                let place = Place::new()?;
+                let place = Place::new().await?;
                 Remote::connect(name, program.clone()).await?.snapshot(place.bundle(), false, false).await?;
                 (place.bundle(), Some(place))
             }
@@ -61,7 +64,7 @@ impl Keeper {
             UnixListener::from_std(listener)
         });
         let listener = listener.map_err(ShimError::io("listen for callers"))?;
-        let shared = Shared { create, stock, _zygote: zygote, folder, removed: Notify::new() };
+        let shared = Shared { create, stock, _zygote: zygote, folder, removed: watch::Sender::new(false) };
         Ok(Self { shared: Arc::new(shared), listener })
     }
 
@@ -77,22 +80,28 @@ impl Keeper {
 
     /// Serves until the pool is removed.
     pub async fn serve(self) -> Result<(), ShimError> {
+        let Self { shared, listener } = self;
         let mut callers = JoinSet::new();
         loop {
             tokio::select! {
                 biased;
-                () = self.shared.removed.notified() => break,
-                accepted = self.listener.accept(), if callers.len() < MOST_CALLERS => match accepted {
+                () = shared.removed() => break,
+                accepted = listener.accept(), if callers.len() < MOST_CALLERS => match accepted {
                     Ok((socket, _)) => {
-                        callers.spawn(serve(self.shared.clone(), socket));
+                        callers.spawn(serve(shared.clone(), socket));
                     }
                     Err(error) => tracing::warn!(%error, "a caller was not accepted"),
                 },
                 Some(_) = callers.join_next() => {}
             }
         }
+        drop(listener);
         // They share the pool, whose last owner removes zygote and folder.
-        callers.shutdown().await;
+        let taken = async { while callers.join_next().await.is_some() {} };
+        if timeout(TAKES, taken).await.is_err() {
+            tracing::warn!("a child that was being taken when the pool was removed is left to itself");
+            callers.shutdown().await;
+        }
         Ok(())
     }
 }
@@ -115,7 +124,12 @@ fn maker(
 async fn serve(shared: Arc<Shared>, socket: UnixStream) {
     let (mut incoming, outgoing) = line::split(socket);
     loop {
-        let line = match incoming.line::<serde_json::Value>().await {
+        let line = tokio::select! {
+            biased;
+            () = shared.removed() => return,
+            line = incoming.line::<serde_json::Value>() => line,
+        };
+        let line = match line {
             Ok(Some(line)) => line,
             Ok(None) => return,
             Err(error) => return tracing::warn!(%error, "a caller speaks nonsense"),
@@ -124,7 +138,7 @@ async fn serve(shared: Arc<Shared>, socket: UnixStream) {
         let (answer, last) = match serde_json::from_value::<Request>(line) {
             Ok(Request { call, .. }) => {
                 let last = matches!(call, Call::Remove);
-                (shared.answer(call, incoming.take_descriptors()).await, last)
+                (shared.answer(call, &mut incoming).await, last)
             }
             Err(error) => {
                 let message = format!("version {VERSION} of a keeper's interface has no such call: {error}");
@@ -137,7 +151,7 @@ async fn serve(shared: Arc<Shared>, socket: UnixStream) {
         };
         let told = outgoing.send(&reply).await;
         if last {
-            shared.removed.notify_one();
+            shared.removed.send_replace(true);
         }
         if let Err(error) = told {
             return tracing::debug!(%error, "a caller has gone without its answer");
@@ -146,18 +160,23 @@ async fn serve(shared: Arc<Shared>, socket: UnixStream) {
 }
 
 impl Shared {
-    async fn answer(&self, call: Call, descriptors: Vec<OwnedFd>) -> Result<Answer, ShimError> {
+    /// Waits until somebody has removed the pool. Cancel-safe.
+    async fn removed(&self) {
+        let _ = self.removed.subscribe().wait_for(|removed| *removed).await;
+    }
+
+    async fn answer(&self, call: Call, incoming: &mut Incoming) -> Result<Answer, ShimError> {
         Ok(match call {
             // Whoever speaks another version decides what to do.
             Call::Hello { .. } => {
                 Answer::Hello { api: VERSION, pid: std::process::id(), release: env!("CARGO_PKG_VERSION").to_owned() }
             }
             Call::Take { name, keeping } => {
-                let given = descriptors.into_iter().next().map_or_else(|| Ok(Given::default()), given::unpack);
+                let given = incoming.take_descriptors().into_iter().next();
+                let given = given.map_or_else(|| Ok(Given::default()), given::unpack);
                 let given = given.map_err(ShimError::io("read what the guest is given"))?;
-                pool::check(name.as_deref(), &given)?;
-                let waiting = self.stock.take().await?;
-                Answer::Taken { name: waiting.take(&Take { name, given, keeping }).await? }
+                pool::check(name.as_deref(), &given).await?;
+                Answer::Taken { name: self.take(&Take { name, given, keeping }, incoming).await? }
             }
             Call::State => Answer::State {
                 source: self.create.source.clone(),
@@ -167,4 +186,29 @@ impl Shared {
             Call::Remove => Answer::Done,
         })
     }
+    /// Takes the first child that lives; none for a caller that has gone, nor of a pool that was removed.
+    async fn take(&self, take: &Take, incoming: &mut Incoming) -> Result<String, ShimError> {
+        let failed = |kind, message| Failure { kind, message };
+        // The end of one that has just died may not be known yet.
+        for _ in 0..=self.create.size {
+            let waiting = tokio::select! {
+                biased;
+                () = incoming.gone() => return Err(failed(Kind::Failed, "the caller has gone".to_owned()).into()),
+                () = self.removed() => {
+                    let message = format!("there is no pool named {:?} any more: it was removed", self.create.pool);
+                    return Err(failed(Kind::Missing, message).into());
+                }
+                waiting = self.stock.take() => waiting?,
+            };
+            if let Some(name) = waiting.take(take).await? {
+                return Ok(name);
+            }
+            tracing::warn!("a child that was to be taken had just ended: the next one is taken");
+        }
+        let message = "one child after the other ended before it was taken; see what `throughline doctor` says";
+        Err(failed(Kind::Failed, message.to_owned()).into())
+    }
 }
+
+#[cfg(test)]
+mod tests;
