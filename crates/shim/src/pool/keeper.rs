@@ -186,6 +186,7 @@ impl Shared {
             Call::Remove => Answer::Done,
         })
     }
+
     /// Takes the first child that lives; none for a caller that has gone, nor of a pool that was removed.
     async fn take(&self, take: &Take, incoming: &mut Incoming) -> Result<String, ShimError> {
         let failed = |kind, message| Failure { kind, message };
