@@ -10,7 +10,7 @@ use super::*;
 use crate::pool::client;
 
 const LOOK: Duration = Duration::from_millis(2);
-const WATCHDOG: Duration = Duration::from_secs(60);
+const WATCHDOG: Duration = Duration::from_mins(1);
 
 /// A pool whose shims run this script with their number, once they know that they wait: in a folder of their own.
 struct Pool {
@@ -84,7 +84,7 @@ async fn a_child_that_has_just_ended_is_no_callers_child() {
         client::remove(&pool.name).await.unwrap();
         pool.end().await;
     };
-    timeout(WATCHDOG, test).await.unwrap();
+    Box::pin(timeout(WATCHDOG, test)).await.unwrap();
 }
 
 #[tokio::test]
@@ -97,7 +97,7 @@ async fn a_child_that_was_killed_in_the_middle_may_be_a_sandbox_and_its_caller_i
         client::remove(&pool.name).await.unwrap();
         pool.end().await;
     };
-    timeout(WATCHDOG, test).await.unwrap();
+    Box::pin(timeout(WATCHDOG, test)).await.unwrap();
 }
 
 #[tokio::test]
@@ -120,7 +120,7 @@ async fn a_caller_who_has_gone_gets_no_child_later() {
         client::remove(&pool.name).await.unwrap();
         pool.end().await;
     };
-    timeout(WATCHDOG, test).await.unwrap();
+    Box::pin(timeout(WATCHDOG, test)).await.unwrap();
 }
 
 #[tokio::test]
@@ -157,5 +157,5 @@ async fn a_child_that_is_being_taken_when_its_pool_is_removed_becomes_its_caller
         remove.await.unwrap();
         pool.end().await;
     };
-    timeout(WATCHDOG, test).await.unwrap();
+    Box::pin(timeout(WATCHDOG, test)).await.unwrap();
 }
