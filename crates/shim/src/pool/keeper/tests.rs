@@ -80,7 +80,9 @@ async fn a_child_that_has_just_ended_is_no_callers_child() {
     let test = async {
         let pool = Pool::begin("ended", 2, &format!("{ended}; {deaf}; {TAKEN}")).await;
         pool.waiting(2).await;
-        assert_eq!(client::take(&pool.name, nothing()).await.unwrap(), "child-3");
+        // One of those that are made instead; which of them waits first is nobody's matter.
+        let taken = client::take(&pool.name, nothing()).await.unwrap();
+        assert!(["child-3", "child-4"].contains(&taken.as_str()), "{taken}");
         client::remove(&pool.name).await.unwrap();
         pool.end().await;
     };
