@@ -1,5 +1,6 @@
 //! The keeper itself and real processes, whose shims are scripts: so they end at the moment that matters.
 
+use std::fs::File;
 use std::path::Path;
 use std::time::Duration;
 
@@ -12,24 +13,29 @@ use crate::pool::client;
 const LOOK: Duration = Duration::from_millis(2);
 const WATCHDOG: Duration = Duration::from_mins(1);
 
+/// There as long as the test goes on; every shim that runs has it locked.
+const GOING_ON: &str = "going-on";
+
 /// A pool whose shims run this script with their number, once they know that they wait: in a folder of their own.
 struct Pool {
     name: String,
     folder: TempDir,
+    going_on: File,
     keeper: tokio::task::JoinHandle<Result<(), ShimError>>,
 }
 
 impl Pool {
     async fn begin(name: &str, size: usize, script: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        // Where a number is neither made nor there, the folder has gone with its test.
-        let number = "n=1; while ! mkdir $n 2>/dev/null; do [ -d $n ] || exit 0; n=$((n+1)); done";
-        let script = format!("cd {}; read start; {number}; {script}", folder.path().display());
+        let going_on = File::create_new(folder.path().join(GOING_ON)).unwrap();
+        let begun = format!("cd {} && exec 9<{GOING_ON} && flock -sn 9 && read start", folder.path().display());
+        let number = "n=1; until mkdir $n; do [ -d $n ] || exit 0; n=$((n+1)); done 2>/dev/null";
+        let script = format!("{{ {begun}; }} || exit 0; {number}; {script}");
         let program = Program { path: "/bin/sh".into(), arguments: vec!["-c".to_owned(), script] };
         let name = format!("test-{name}-{}", std::process::id());
         let create = Create { pool: name.clone(), source: Source::Snapshot(folder.path().to_owned()), size };
         let keeper = Keeper::begin(create, program).await.unwrap();
-        Self { name, folder, keeper: tokio::spawn(keeper.serve()) }
+        Self { name, folder, going_on, keeper: tokio::spawn(keeper.serve()) }
     }
 
     fn has(&self, file: &str) -> bool {
@@ -50,6 +56,11 @@ impl Pool {
     async fn end(self) {
         self.keeper.await.unwrap().unwrap();
         assert!(!super::super::folder::path(&self.name).unwrap().exists());
+        // Shims that were just starting: what they write would be left when the folder goes.
+        std::fs::remove_file(self.folder.path().join(GOING_ON)).unwrap();
+        while self.going_on.try_lock().is_err() {
+            sleep(LOOK).await;
+        }
     }
 }
 
@@ -76,7 +87,7 @@ async fn a_child_that_has_just_ended_is_no_callers_child() {
     let ended = "if [ $n = 1 ]; then echo '\"waiting\"'; read take; exit 0; fi";
     // The second one no longer reads what it is told.
     let deaf =
-        "if [ $n = 2 ]; then exec <&-; echo '\"waiting\"'; while [ -d \"$PWD/1\" ]; do sleep 0.01; done; exit 0; fi";
+        "if [ $n = 2 ]; then exec <&-; echo '\"waiting\"'; while [ -e going-on ]; do sleep 0.01; done; exit 0; fi";
     let test = async {
         let pool = Pool::begin("ended", 2, &format!("{ended}; {deaf}; {TAKEN}")).await;
         pool.waiting(2).await;
@@ -105,7 +116,7 @@ async fn a_child_that_was_killed_in_the_middle_may_be_a_sandbox_and_its_caller_i
 #[tokio::test]
 async fn a_caller_who_has_gone_gets_no_child_later() {
     let test = async {
-        let wait = "while [ $n -gt 1 ] && [ -d \"$PWD/1\" ] && [ ! -e go ]; do sleep 0.01; done";
+        let wait = "while [ $n -gt 1 ] && [ -e going-on ] && [ ! -e go ]; do sleep 0.01; done";
         let pool = Pool::begin("gone", 1, &format!("{wait}; {TAKEN}")).await;
         assert_eq!(client::take(&pool.name, nothing()).await.unwrap(), "child-1");
         tokio::select! {
@@ -128,7 +139,7 @@ async fn a_caller_who_has_gone_gets_no_child_later() {
 #[tokio::test]
 async fn a_child_that_is_being_taken_when_its_pool_is_removed_becomes_its_callers() {
     let test = async {
-        let taken = "echo '\"waiting\"'; read take || exit 0; touch asked; while [ -d \"$PWD/1\" ] && [ ! -e go ]; do sleep 0.01; done";
+        let taken = "echo '\"waiting\"'; read take || exit 0; touch asked; while [ -e going-on ] && [ ! -e go ]; do sleep 0.01; done";
         let ready = "echo \"{\\\"ready\\\":{\\\"name\\\":\\\"child\\\"}}\"";
         // No more than one child is made.
         let other = "while [ $n -gt 1 ]; do read more || exit 0; done";
