@@ -1,5 +1,6 @@
 //! Files that say who the guest is.
 
+use std::cell::Cell;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -64,8 +65,9 @@ impl Files {
 #[derive(Debug)]
 struct Rewrite {
     path: PathBuf,
-    /// With its length; `None` where there is no plain file.
-    file: Option<(File, u64)>,
+    /// With the length that it has: one preparation serves several identities, rehearsals among them, and the next
+    /// one's text may be shorter. `None` where there is no plain file.
+    file: Option<(File, Cell<u64>)>,
 }
 
 impl Rewrite {
@@ -74,22 +76,23 @@ impl Rewrite {
         let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
         let found = File::options().write(true).custom_flags(flags).open(&path);
         let found = found.and_then(|file| Ok((file.metadata()?, file)));
-        let file = found.ok().filter(|(data, _)| data.is_file()).map(|(data, file)| (file, data.len()));
+        let file = found.ok().filter(|(data, _)| data.is_file()).map(|(data, file)| (file, Cell::new(data.len())));
         Self { path, file }
     }
 
     fn write(&self, text: &str) -> Result<(), FilesError> {
         let written = match &self.file {
-            Some((file, length)) => overwrite(file, *length, text),
+            Some((file, length)) => overwrite(file, length, text),
             None => replace(&self.path, text),
         };
         written.map_err(|source| FilesError { path: self.path.clone(), source })
     }
 }
 
-fn overwrite(file: &File, length: u64, text: &str) -> io::Result<()> {
+fn overwrite(file: &File, length: &Cell<u64>, text: &str) -> io::Result<()> {
     file.write_all_at(text.as_bytes(), 0)?;
-    if length > text.len() as u64 { file.set_len(text.len() as u64) } else { Ok(()) }
+    // What was longer is cut; what was shorter has grown.
+    if length.replace(text.len() as u64) > text.len() as u64 { file.set_len(text.len() as u64) } else { Ok(()) }
 }
 
 fn replace(path: &Path, text: &str) -> io::Result<()> {

@@ -147,3 +147,18 @@ fn files_say_who_the_guest_is_whatever_lay_there() {
     let error = Files::find(folder.path(), &host).write_epoch(1).unwrap_err();
     assert!(error.to_string().contains("hostname/epoch"), "{error}");
 }
+
+#[test]
+fn one_preparation_names_several_identities_and_leaves_nothing_of_a_longer_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let host = folder.path().join("hostname");
+    // Also where the file that was found is the shortest of all.
+    for found in ["", "a name as long as any that comes after it"] {
+        fs::write(&host, found).unwrap();
+        let files = Files::find(folder.path(), folder.path());
+        for name in ["rehearsed-with-a-long-name", "web-1", "rehearsed-again", "web-22", "w"] {
+            files.write_names(1, name).unwrap();
+            assert_eq!(fs::read_to_string(&host).unwrap(), format!("{name}\n"));
+        }
+    }
+}
