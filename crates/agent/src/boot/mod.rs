@@ -1,5 +1,6 @@
 //! From a bare kernel to an attached link.
 
+mod boot_id;
 mod device;
 mod modules;
 mod mounts;
@@ -94,13 +95,15 @@ pub fn run() -> Result<(), BootError> {
         mounts::mount_all()?;
         userland::complete();
     }
+    let options = Options { group: Some(Path::new(USER_GROUP)), is_init: true, ..Options::default() };
+    boot_id::cover(&options.places.run)?;
     network::configure(cmdline.network.as_ref())?;
     let bell = device::find(Path::new("/sys/class/virtio-ports"), Path::new("/dev"))?;
     let region = Region::open_physical(cmdline.address, cmdline.length)?;
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(system("start the runtime"))?;
     let switches = Switches { skip_repair: cmdline.skip_repair, no_quiesce: cmdline.no_quiesce };
-    let options = Options { group: Some(Path::new(USER_GROUP)), is_init: true, switches, ..Options::default() };
+    let options = Options { switches, ..options };
     tokio::task::LocalSet::new().block_on(&runtime, async {
         let doorbell = Doorbell::open_port(&bell).map_err(system("open the doorbell"))?;
         let version = PROTOCOL + u32::from(cmdline.other_protocol);

@@ -9,6 +9,9 @@ use std::path::{Path, PathBuf};
 use rustix::fs::OFlags;
 use throughline::Identity;
 
+/// The file with the boot-id, below [`Places::run`](super::Places::run).
+pub(crate) const BOOT_ID: &str = "boot_id";
+
 /// A file that could not be written.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot write {path}: {source}; the guest's /etc and /run must be writable")]
@@ -24,32 +27,48 @@ pub fn machine_id(epoch: u128) -> String {
     format!("{variant:032x}")
 }
 
+/// The boot-id of a timeline, as the kernel writes one: to the guest's programs each timeline is a boot of its own.
+///
+/// From the epoch's halves the other way round: whoever takes machine-id and boot-id for two names of different things,
+/// or publishes one of them, is not to find that they are the same.
+pub(super) fn boot_id(epoch: u128) -> String {
+    let id = machine_id(epoch.rotate_left(64));
+    format!("{}-{}-{}-{}-{}", &id[..8], &id[8..12], &id[12..16], &id[16..20], &id[20..])
+}
+
 /// The host name of an identity: the one that it was given, else one that follows from its machine-id.
 pub(super) fn hostname(identity: &Identity) -> String {
     let own = || format!("throughline-{}", &machine_id(identity.epoch)[..12]);
     identity.hostname.map_or_else(own, |name| name.as_str().to_owned())
 }
 
-/// Machine-id and host name below `etc`, and `epoch` below `run`, for programs that want to notice.
+/// Machine-id and host name below `etc`; below `run`, `epoch` for programs that want to notice, and `boot_id`, which
+/// lies over the kernel's own.
 #[derive(Debug)]
 pub(super) struct Files {
     machine_id: Rewrite,
     hostname: Rewrite,
     epoch: Rewrite,
+    boot_id: Rewrite,
 }
 
 impl Files {
     /// Looks for the files, and changes nothing.
     pub(super) fn find(etc: &Path, run: &Path) -> Self {
-        let [machine_id, hostname, epoch] =
-            [etc.join("machine-id"), etc.join("hostname"), run.join("epoch")].map(Rewrite::find);
-        Self { machine_id, hostname, epoch }
+        let [machine_id, hostname, epoch, boot_id] =
+            [etc.join("machine-id"), etc.join("hostname"), run.join("epoch"), run.join(BOOT_ID)].map(Rewrite::find);
+        Self { machine_id, hostname, epoch, boot_id }
     }
 
     /// Writes machine-id and host name.
     pub(super) fn write_names(&self, epoch: u128, hostname: &str) -> Result<(), FilesError> {
         self.machine_id.write(&format!("{}\n", machine_id(epoch)))?;
         self.hostname.write(&format!("{hostname}\n"))
+    }
+
+    /// Writes the boot-id.
+    pub(super) fn write_boot_id(&self, epoch: u128) -> Result<(), FilesError> {
+        self.boot_id.write(&format!("{}\n", boot_id(epoch)))
     }
 
     /// Writes the epoch.

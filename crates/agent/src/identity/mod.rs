@@ -1,6 +1,6 @@
 //! Becoming somebody else: what a copy of a guest must change before anything of the user's runs.
 //!
-//! The kernel's random pool and clock, machine-id and host name where asked, and whatever the image's own
+//! The kernel's random pool and clock, boot-id, machine-id and host name where asked, and whatever the image's own
 //! hooks repair. All of it, or the identity is not acknowledged and the guest stays closed.
 
 mod files;
@@ -17,6 +17,7 @@ use crate::reaper::Reaper;
 use crate::secrets::SecretError;
 use crate::spawn::Spawner;
 
+pub(crate) use files::BOOT_ID;
 use files::Files;
 pub use files::{FilesError, machine_id};
 pub use hooks::HookError;
@@ -27,7 +28,7 @@ pub use kernel::KernelError;
 pub struct Places {
     /// `/etc`: machine-id, hostname, and `throughline/restore.d` with the hooks.
     pub etc: PathBuf,
-    /// `/run/throughline`: the file `epoch`.
+    /// `/run/throughline`: the files `epoch` and `boot_id`.
     pub run: PathBuf,
     /// `/`: the user's root, in which files are copied.
     pub root: PathBuf,
@@ -91,6 +92,8 @@ impl Preparation {
             self.files.write_names(identity.epoch, &name)?;
             kernel::set_hostname(&name)?;
         }
+        // Also where the names stay: after going back to a checkpoint the time since boot begins anew from there.
+        self.files.write_boot_id(identity.epoch)?;
         // Hooks may do anything, and do it once.
         if identity.flags & Identity::REHEARSE == 0 {
             hooks::run(&self.hooks, identity, spawner, reaper, HOOKS_LIMIT).await?;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use throughline::{Hostname, Identity};
 
-use super::files::{Files, hostname};
+use super::files::{Files, boot_id, hostname};
 use super::{FilesError, HookError, hooks, machine_id};
 use crate::reaper::{Reaper, Scope};
 use crate::spawn::Spawner;
@@ -103,6 +103,28 @@ fn machine_ids_are_valid_and_follow_the_epoch() {
     assert_eq!(machine_id(0), "00000000000040008000000000000000");
     assert_eq!(machine_id(u128::MAX), "ffffffffffff4fffbfffffffffffffff");
     assert_ne!(machine_id(1), machine_id(2));
+}
+
+#[test]
+fn boot_ids_look_like_the_kernels_and_are_no_machine_ids() {
+    assert_eq!(boot_id(0), "00000000-0000-4000-8000-000000000000");
+    assert_eq!(boot_id(u128::MAX), "ffffffff-ffff-4fff-bfff-ffffffffffff");
+    let epoch = 0x0123_4567_89ab_cdef_fedc_ba98_7654_3210;
+    assert_eq!(boot_id(epoch), "fedcba98-7654-4210-8123-456789abcdef");
+    assert_ne!(boot_id(epoch).replace('-', ""), machine_id(epoch));
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("boot_id");
+    fs::write(&file, "").unwrap();
+    // As whoever lies over the kernel's file, it stays the same file.
+    let open = fs::File::open(&file).unwrap();
+    let files = Files::find(folder.path(), folder.path());
+    for epoch in [1, 2] {
+        files.write_boot_id(epoch).unwrap();
+        let mut text = [0; 37];
+        std::os::unix::fs::FileExt::read_exact_at(&open, &mut text, 0).unwrap();
+        assert_eq!(String::from_utf8_lossy(&text), format!("{}\n", boot_id(epoch)));
+        assert_eq!(open.metadata().unwrap().len(), 37);
+    }
 }
 
 #[test]

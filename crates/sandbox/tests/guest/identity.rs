@@ -14,7 +14,8 @@ use crate::support::{Reader, aged, folder, image, name, now, places, restored, t
 
 /// What the command prints that was asked for while the guest was quiet.
 const WHO: &str = "echo epoch $(cat /run/throughline/epoch 2>&1); echo machine $(cat /etc/machine-id 2>&1); \
-    echo name $(hostname); echo clock $(date +%s); echo random $(head -c 16 /dev/urandom | hexdump -v)";
+    echo name $(hostname); echo boot =$(cat /proc/sys/kernel/random/boot_id); echo clock $(date +%s); \
+    echo random $(head -c 16 /dev/urandom | hexdump -v)";
 /// How far a guest's clock may be off because clocks tick.
 const TICK: u64 = 50_000_000;
 
@@ -99,6 +100,7 @@ fn check(twins: &[Seen; 2], parent: u128) -> Result<(), Vec<&'static str>> {
         ("random in flight", one.told("random") == two.told("random")),
         ("machine-id", one.info.machine_id == two.info.machine_id),
         ("host name", one.info.hostname == two.info.hostname),
+        ("boot-id", one.told("boot") == two.told("boot")),
     ];
     faults.extend(same.into_iter().filter(|(_, same)| *same).map(|(what, _)| what));
     if faults.is_empty() { Ok(()) } else { Err(faults) }
@@ -152,7 +154,7 @@ async fn vm_agent_that_does_not_repair_is_found_out() {
         let builder = Sandbox::builder(image().await).kernel_argument("throughline.test=skip-repair");
         let faults = twins(builder.create().await.unwrap()).await.unwrap_err();
         // Random numbers too, unless the kernel happens to reseed itself: it does so every other second at first.
-        for fault in ["clock", "clock in flight", "machine-id", "host name", "lineage", "epoch in flight"] {
+        for fault in ["clock", "clock in flight", "machine-id", "host name", "boot-id", "lineage", "epoch in flight"] {
             assert!(faults.contains(&fault), "{fault} is not among {faults:?}");
         }
     })

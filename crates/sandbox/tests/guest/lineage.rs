@@ -92,11 +92,11 @@ async fn grow(zygote: Zygote, text: &[u8], at: Option<u64>, levels: usize, epoch
 }
 
 /// A program that was running before it says again and again who it is.
-const WHO: &str = "while :; do echo $(cat /run/throughline/epoch /etc/machine-id /proc/sys/kernel/random/uuid) \
+const WHO: &str = "while :; do echo $(cd /proc/sys/kernel/random; cat /run/throughline/epoch /etc/machine-id boot_id uuid) \
     $(head -c 16 /dev/urandom | hexdump -v -e '1/1 \"%02x\"'); done";
 
-/// What one line of [`WHO`] says: epoch, machine-id, a random id, random bytes.
-async fn line(events: &mut Child, rest: &mut String) -> [String; 4] {
+/// What one line of [`WHO`] says: epoch, machine-id, boot-id, a random id, random bytes.
+async fn line(events: &mut Child, rest: &mut String) -> [String; 5] {
     loop {
         if let Some((line, after)) = rest.split_once('\n') {
             let words: Vec<_> = line.split(' ').map(str::to_owned).collect();
@@ -120,7 +120,8 @@ async fn vm_hundred_children_differ_from_the_first_byte_that_a_program_can_read(
         let parent = line(&mut before, &mut rest).await;
         let zygote = sandbox.freeze().await.unwrap();
         drop(before);
-        let mut seen: [HashSet<String>; 4] = Default::default();
+        // What their source has is none of theirs.
+        let mut seen = parent.clone().map(|own| HashSet::from([own]));
         // Some at a time: each runs as fast as it can.
         let spawn = || tokio::spawn(zygote.spawn().start());
         let mut starting: VecDeque<_> = (0..AT_ONCE).map(|_| spawn()).collect();
@@ -142,12 +143,16 @@ async fn vm_hundred_children_differ_from_the_first_byte_that_a_program_can_read(
             // What was printed before the fork fits into the pipes; one line may have been half made.
             assert!(stale < 2000, "it goes on as its parent");
             assert_eq!(own[0], format!("{:032x}", child.link().timeline()));
+            let bytes = own[2].bytes().enumerate();
+            let mut digits = bytes
+                .map(|(at, byte)| if [8, 13, 18, 23].contains(&at) { byte == b'-' } else { byte.is_ascii_hexdigit() });
+            assert!(own[2].len() == 36 && digits.all(|good| good), "{own:?}");
             for (seen, own) in seen.iter_mut().zip(own) {
                 assert!(seen.insert(own.clone()), "{own} twice");
             }
             child.kill().await.unwrap();
         }
-        assert!(seen.iter().all(|seen| seen.len() == CHILDREN));
+        assert!(seen.iter().all(|seen| seen.len() == CHILDREN + 1));
     })
     .await;
 }

@@ -41,6 +41,9 @@ async fn vm_userland_is_the_root_of_all_that_the_user_runs() {
             ("awk '/MemTotal/ { print ($2 > 210000) }' /proc/meminfo", "1"),
             // The kernel refuses it to whoever is in a chroot.
             ("unshare -U true && echo allowed", "allowed"),
+            // And a /proc in it where something lies over part of every other one.
+            ("unshare -Urmpf --mount-proc true && echo allowed", "allowed"),
+            ("cmp /run/throughline/boot_id /proc/sys/kernel/random/boot_id; cat /proc/sys/kernel/random/boot_id | tr -d '\\n0-9a-f'", "----"),
         ] {
             let said = text(&sandbox, &format!("{script}; true")).await;
             assert_eq!(said, expected, "{script}");
