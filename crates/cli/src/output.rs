@@ -35,6 +35,16 @@ pub fn table(head: &[&str], rows: &[Vec<String>]) {
     }
 }
 
+/// A text that guests may have had a part in, without the control characters that could take a terminal over.
+pub fn plain(text: &str) -> String {
+    text.chars().filter(|letter| matches!(letter, '\n' | '\t') || !letter.is_control()).collect()
+}
+
+/// Prints what is wrong with one of several.
+pub fn complaint(name: &str, error: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "{}", plain(&format!("throughline: {name}: {error}")));
+}
+
 /// Prints an error: what, why, what to do next.
 pub fn failure(error: &CliError, json: bool) {
     let mut stderr = std::io::stderr();
@@ -45,8 +55,14 @@ pub fn failure(error: &CliError, json: bool) {
         writeln!(stderr, "{value}")
     } else {
         let hint = error.hint().map_or_else(String::new, |hint| format!("\n{hint}"));
-        writeln!(stderr, "throughline: {error}{hint}")
+        writeln!(stderr, "{}", plain(&format!("throughline: {error}{hint}")))
     };
+}
+
+/// The time, in milliseconds since 1970.
+pub fn now_ms() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// An age, as people say it.

@@ -11,7 +11,8 @@ pub struct Given {
     /// Its host name: 1 to 63 letters, digits, `-` and `.`. In that of a child of a fork `{index}` stands for its number.
     /// `None`: one that follows from its machine-id.
     pub hostname: Option<String>,
-    /// Its secrets: files of `/run/secrets`, which everybody in the guest may read, and which are in no snapshot.
+    /// Its secrets: files of `/run/secrets`, which everybody in the guest may read, and which are in no snapshot. What programs
+    /// have read of them is theirs, and may be: see [`Restore::secret`](crate::Restore::secret).
     #[serde(default)]
     pub secrets: Secrets,
 }

@@ -206,7 +206,8 @@ impl Sandbox {
     /// flight: each child goes on with them.
     ///
     /// # Errors
-    /// Those of a snapshot; if the guest does not become quiet, the sandbox goes on until it is dropped.
+    /// Those of a snapshot. The sandbox has then ended, too: whoever must not lose it takes [`zygote`](Self::zygote),
+    /// and ends it afterwards.
     pub async fn freeze(self) -> Result<Zygote, SandboxError> {
         let place = Place::new().await?;
         let (bundle, report) = self.snapshot_and_stop(&place.bundle()).await?;

@@ -264,3 +264,33 @@ fn a_writer_killed_at_any_system_call_leaves_no_bundle_or_a_whole_one() {
     println!("{calls} kills: {drafts} left a draft, {whole} a whole bundle");
     assert!(drafts >= 20 && whole >= 2, "{calls} kills: {drafts} left a draft, {whole} a whole bundle");
 }
+
+#[test]
+fn a_bundle_is_removed_whole_damaged_or_half_removed_and_nothing_else_is() {
+    let (folder, place) = bundle();
+    let left = || fs::read_dir(folder.path()).unwrap().count();
+    let link = folder.path().join("link");
+    std::os::unix::fs::symlink(&place, &link).unwrap();
+    let error = Bundle::remove(&link).unwrap_err();
+    assert!(error.to_string().contains("link"), "{error}");
+    accept(&place).unwrap();
+    fs::remove_file(link).unwrap();
+    let damage: [&dyn Fn(); 5] = [
+        &|| {},
+        &|| fs::create_dir_all(place.join("more/of/it")).unwrap(),
+        &|| fs::remove_file(place.join(RAM)).unwrap(),
+        &|| fs::write(place.join(MANIFEST), "{\"version\":4000000}").unwrap(),
+        &|| FILES.iter().chain(&[MANIFEST]).for_each(|file| fs::remove_file(place.join(file)).unwrap()),
+    ];
+    for damage in damage {
+        damage();
+        Bundle::remove(&place).unwrap();
+        assert_eq!(left(), 0);
+        assert!(matches!(Bundle::remove(&place), Err(BundleError::Absent(_))));
+        write(&place).unwrap();
+    }
+    // Without a manifest it is somebody's folder.
+    fs::remove_file(place.join(MANIFEST)).unwrap();
+    assert!(matches!(Bundle::remove(&place), Err(BundleError::Absent(_))));
+    assert_eq!(fs::read_dir(&place).unwrap().count(), FILES.len());
+}

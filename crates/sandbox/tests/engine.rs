@@ -2,8 +2,9 @@
 
 mod support;
 
+use rustix::process::{Pid, Signal, kill_process};
 use std::os::unix::fs::FileExt;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use support::{COUNTING, Guest, folder, qemu, watched};
 use throughline_sandbox::engine::{Accelerator, Capture, Engine, EngineError, ExitReason, VmRecord, save_paused};
@@ -195,6 +196,28 @@ async fn vm_console_stays_small_whatever_the_guest_prints() {
     let size = |name: &str| std::fs::metadata(guest.folder.path().join(name)).map_or(0, |data| data.len());
     assert!(size("console.log") + size("console.old") < 1 << 20);
     assert!(size("console.old") > 0, "400 KB were printed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn vm_whose_caller_gave_up_does_what_it_was_told_and_goes_on_listening() {
+    let guest = Guest::boot(&qemu(), COUNTING).await;
+    let number = guest.vm.record().pid;
+    let pid = Pid::from_raw(number).unwrap();
+    kill_process(pid, Signal::STOP).unwrap();
+    let stopped = || std::fs::read_to_string(format!("/proc/{number}/stat")).unwrap().contains(") T ");
+    watched("the stop", async {
+        while !stopped() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let given_up = tokio::time::timeout(Duration::from_millis(50), guest.vm.pause()).await;
+    assert!(given_up.is_err(), "a monitor that is stopped has answered");
+    kill_process(pid, Signal::CONT).unwrap();
+    watched("the pause", async { while guest.vm.running().await.unwrap() {} }).await;
+    guest.vm.resume().await.unwrap();
+    assert!(guest.vm.running().await.unwrap());
+    guest.vm.kill().await.unwrap();
 }
 
 /// The inner half boots and waits to be killed; the outer one takes its machine over.

@@ -46,6 +46,9 @@ pub enum ShimError {
     /// It died in the middle of something that must not be repeated unasked.
     #[error("the shim of sandbox {0:?} died in the middle; look whether it was done, and repeat it if not")]
     Died(String),
+    /// It ended without a word, perhaps in the middle.
+    #[error("{0}")]
+    Silent(&'static str),
     /// A pool's keeper ended in the middle of something that must not be repeated unasked.
     #[error("the keeper of pool {0:?} ended in the middle; look whether it was done, and repeat it if not")]
     KeeperEnded(String),

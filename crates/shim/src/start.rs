@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::ShimError;
-use crate::api::{Failure, Kind};
+use crate::api::Failure;
 
 /// How long a shim may take until its sandbox is ready.
 const DEADLINE: Duration = Duration::from_mins(3);
@@ -250,10 +250,10 @@ enum Said {
 }
 
 impl Said {
-    fn or(self, silent: &str) -> Result<Outcome, ShimError> {
+    fn or(self, silent: &'static str) -> Result<Outcome, ShimError> {
         match self {
             Self::Outcome(outcome) => Ok(outcome),
-            Self::Unasked | Self::Nothing => Err(Failure { kind: Kind::Failed, message: silent.to_owned() }.into()),
+            Self::Unasked | Self::Nothing => Err(ShimError::Silent(silent)),
         }
     }
 }

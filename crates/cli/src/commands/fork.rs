@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use serde::Serialize;
+use throughline_sandbox::Known;
 use throughline_sandbox::zygote::Place;
 use throughline_shim::ShimError;
 use throughline_shim::start::{Program, Start};
@@ -23,12 +24,16 @@ struct Child {
     error: Option<String>,
     /// Milliseconds until it was ready, or had failed.
     ms: u64,
+    /// Its shim did not say what came of it: there may be a sandbox all the same.
+    #[serde(skip)]
+    unknown: bool,
 }
 
 /// Spawns the children, and says what became of each.
 pub async fn run(fork: Fork, json: bool) -> Result<u8, CliError> {
     let names = names(&fork);
     let given = given::read_for_children(fork.given, fork.count, &fork.name)?;
+    let begun_ms = output::now_ms();
     let remote = connect(&fork.name).await?;
     // Gone with this process; the children do not need it once they are there.
     let place = Place::new().await?;
@@ -57,7 +62,7 @@ pub async fn run(fork: Fork, json: bool) -> Result<u8, CliError> {
     }
     let failed = children.iter().any(|child| !child.ok);
     if failed && fork.all_or_nothing {
-        take_back(&mut children).await;
+        take_back(&mut children, begun_ms).await;
     }
     tell(&children, json);
     Ok(if failed { OWN_FAILURE } else { 0 })
@@ -76,12 +81,16 @@ fn names(fork: &Fork) -> Vec<String> {
 
 fn child(name: String, started: Instant, error: Option<ShimError>) -> Child {
     let ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-    Child { name, ok: error.is_none(), error: error.map(|error| error.to_string()), ms }
+    let unknown = matches!(error, Some(ShimError::Silent(_) | ShimError::Start { .. }));
+    Child { name, ok: error.is_none(), error: error.map(|error| error.to_string()), ms, unknown }
 }
 
-/// Ends the children that are there.
-async fn take_back(children: &mut [Child]) {
-    for child in children.iter_mut().filter(|child| child.ok) {
+/// Ends the children that are there: also one whose shim died before it could say so.
+async fn take_back(children: &mut [Child], begun_ms: u64) {
+    let is_new = |name: &str| {
+        Known::find(name).is_ok_and(|known| known.record.is_some_and(|record| record.created_ms >= begun_ms))
+    };
+    for child in children.iter_mut().filter(|child| child.ok || (child.unknown && is_new(&child.name))) {
         child.ok = false;
         child.error = Some(match remove::remove(&child.name, true).await {
             Ok(()) => "ended, because another child failed".to_owned(),
@@ -97,7 +106,7 @@ fn tell(children: &[Child], json: bool) {
     for child in children {
         match &child.error {
             None => output::line(&child.name),
-            Some(error) => eprintln!("throughline: {}: {error}", child.name),
+            Some(error) => output::complaint(&child.name, error),
         }
     }
 }

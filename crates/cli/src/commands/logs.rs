@@ -8,6 +8,7 @@ use std::time::Duration;
 use throughline_sandbox::Known;
 
 use crate::error::CliError;
+use crate::output;
 
 /// Between two looks at a log that grows.
 const LOOK: Duration = Duration::from_millis(100);
@@ -35,11 +36,11 @@ fn open(path: &Path) -> Result<File, CliError> {
     File::open(path).map_err(CliError::io("open the log"))
 }
 
-/// Prints what is there. The guest wrote it: control characters that could take a terminal over are left out.
+/// Prints what is there. The guest wrote it.
 fn copy(file: &mut File) -> Result<(), CliError> {
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes).map_err(CliError::io("read the log"))?;
-    bytes.retain(|byte| matches!(byte, b'\n' | b'\t' | b' '..=b'~' | 0x80..));
+    let text = output::plain(&String::from_utf8_lossy(&bytes));
     let mut stdout = io::stdout();
-    stdout.write_all(&bytes).and_then(|()| stdout.flush()).map_err(CliError::io("print the log"))
+    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(CliError::io("print the log"))
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 use serde_json::json;
 use throughline_sandbox::SandboxError;
 use throughline_sandbox::bundle::{Bundle, Manifest};
+use throughline_shim::pool;
 use throughline_shim::start::{Program, Start};
 
 use super::remove::removed;
@@ -36,7 +37,12 @@ pub async fn run(verb: SnapshotVerb, json: bool) -> Result<u8, CliError> {
             Ok(0)
         }
         SnapshotVerb::Ls => all(json),
-        SnapshotVerb::Rm { snapshots } => snapshots.iter().try_for_each(|name| remove(name, json)).map(|()| 0),
+        SnapshotVerb::Rm { snapshots } => {
+            for name in &snapshots {
+                remove(name, json).await?;
+            }
+            Ok(0)
+        }
         SnapshotVerb::Verify { snapshot } => verify(&snapshot, json),
         SnapshotVerb::Inspect { snapshot } => {
             let place = snapshot_place(&snapshot)?;
@@ -69,13 +75,12 @@ fn all(json: bool) -> Result<u8, CliError> {
         output::json(&values.collect::<Vec<_>>());
         return Ok(0);
     }
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    let now = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+    let now = output::now_ms();
     let mut cells = Vec::new();
     for (bundle, name) in &rows {
         match bundle {
             Ok(bundle) => cells.push([vec![name.clone()], figures(bundle.manifest(), now).to_vec()].concat()),
-            Err(error) => eprintln!("throughline: {name}: {error}"),
+            Err(error) => output::complaint(name, error),
         }
     }
     output::table(&["NAME", "AGE", "SIZE", "CARRIED", "QUIESCED"], &cells);
@@ -93,13 +98,29 @@ fn figures(manifest: &Manifest, now: u64) -> [String; 4] {
     ]
 }
 
-fn remove(name: &str, json: bool) -> Result<(), CliError> {
+async fn remove(name: &str, json: bool) -> Result<(), CliError> {
     let place = snapshot_place(name)?;
-    // Only what is a bundle.
-    open(&place)?;
-    fs::remove_dir_all(&place).map_err(CliError::io("remove the snapshot"))?;
+    if let Some(pool) = pool_of(&place).await? {
+        return Err(CliError::Usage(format!(
+            "the children of pool {pool:?} are made of snapshot {name:?}: remove the pool first, with `pool rm {pool}`"
+        )));
+    }
+    Bundle::remove(&place).map_err(SandboxError::from)?;
     removed(name, json);
     Ok(())
+}
+
+/// The pool whose children are made of the snapshot at this place.
+async fn pool_of(place: &Path) -> Result<Option<String>, CliError> {
+    let Ok(place) = fs::canonicalize(place) else { return Ok(None) };
+    let is_source = |listed: &pool::Listed| {
+        let standing = listed.standing.as_ref().ok();
+        standing.is_some_and(|standing| match &standing.source {
+            pool::Source::Snapshot(source) => fs::canonicalize(source).is_ok_and(|source| source == place),
+            pool::Source::Sandbox(_) => false,
+        })
+    };
+    Ok(pool::list().await?.into_iter().find(is_source).map(|listed| listed.name))
 }
 
 fn verify(name: &str, json: bool) -> Result<u8, CliError> {

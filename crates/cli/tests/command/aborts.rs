@@ -123,6 +123,41 @@ fn vm_whoever_dies_at_any_step_of_a_fork_leaves_whole_children_or_none() {
 }
 
 #[test]
+fn vm_a_child_whose_shim_dies_before_it_says_that_it_is_there_is_taken_back_with_the_others() {
+    let (source, steps) = (Steps::new(), Steps::new());
+    let counting = Counting::new(Name::new("abort-all"), &source, &[]);
+    let child = Name::new("abort-all-child");
+    let fork = ["fork", &counting.name.0, &child.0, "--all-or-nothing"];
+    steps.die("shim ready 1");
+    let failed = steps.run(&fork[..3]);
+    assert_eq!(failed.status.code(), Some(125), "{}", text(&failed.stderr));
+    assert!(whole_or_none(&child, "its shim"), "a child whose shim died is a sandbox");
+    let failed = steps.run(&fork);
+    steps.live();
+    assert_eq!(failed.status.code(), Some(125), "{}", text(&failed.stderr));
+    assert!(!whole_or_none(&child, "its shim"), "it is there");
+    counting.lost_nothing();
+}
+
+#[test]
+fn vm_a_snapshot_whose_removal_was_broken_off_is_no_snapshot_and_can_be_removed() {
+    let (steps, name) = (Steps::new(), Name::new("abort-rm"));
+    printed(["run", "--memory", "128M", "--name", &name.0]);
+    let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+    let place = folder.path().join("bundle");
+    let place = place.to_str().unwrap();
+    printed(["snapshot", "create", "--stop", &name.0, place]);
+    steps.die("command unbundled 2");
+    assert!(!steps.run(&["snapshot", "rm", place]).status.success(), "nobody died");
+    steps.live();
+    let refused = throughline(["snapshot", "restore", place]);
+    assert_eq!(refused.status.code(), Some(125), "{}", text(&refused.stderr));
+    printed(["snapshot", "rm", place]);
+    assert_eq!(entries(folder.path()), BTreeSet::new());
+    assert_eq!(throughline(["snapshot", "rm", place]).status.code(), Some(125));
+}
+
+#[test]
 fn vm_a_shim_that_dies_at_any_step_of_going_back_to_a_checkpoint_goes_back_all_the_same() {
     let steps = Steps::new();
     let counting = Counting::new(Name::new("abort-back"), &steps, &["--checkpoint", "1h"]);

@@ -44,7 +44,7 @@ fn vm_main_path_fork_children_go_on_with_the_commands_of_their_parent() {
 
     // Named by their numbers; one whose hook fails says why.
     let hook = "mkdir -p /etc/throughline/restore.d && cd /etc/throughline/restore.d && printf '#!/bin/sh\n\
-        echo I am $THROUGHLINE_INDEX, $THROUGHLINE_HOSTNAME; exec [ $THROUGHLINE_INDEX != 2 ]\n' >10 && chmod 755 10";
+        printf \"\\\\033[31m\"; echo I am $THROUGHLINE_INDEX, $THROUGHLINE_HOSTNAME; exec [ $THROUGHLINE_INDEX != 2 ]\n' >10 && chmod 755 10";
     printed(["exec", &name.0, "--", "sh", "-c", hook]);
     let named = [Name(format!("{}-named-1", name.0)), Name(format!("{}-named-2", name.0))];
     let stem = format!("{}-named", name.0);
@@ -53,6 +53,11 @@ fn vm_main_path_fork_children_go_on_with_the_commands_of_their_parent() {
     assert!(forked[0]["ok"] == true && forked[1]["ok"] == false, "{forked}");
     assert!(forked[1]["error"].as_str().unwrap().contains("I am 2, web-2"), "{forked}");
     assert_eq!(printed(["exec", &named[0].0, "--", "hostname"]), "web-1\n");
+    // What a guest said takes over nobody's terminal.
+    assert!(forked[1]["error"].as_str().unwrap().contains('\x1b'), "{forked}");
+    let forked = throughline(["fork", &name.0, &stem, "-n", "2", "--hostname", "web-{index}"]);
+    let said = text(&forked.stderr);
+    assert!(said.contains("[31mI am 2, web-2") && !said.contains('\x1b'), "{said:?}");
     let wrong = throughline(["fork", &name.0, "-n", "2", "--hostname", "web_{index}"]);
     assert!(text(&wrong.stderr).contains("\"web_2\" is no host name"), "{}", text(&wrong.stderr));
     assert!(row(&named[1].0).is_none());

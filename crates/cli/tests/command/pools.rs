@@ -132,9 +132,13 @@ fn vm_pool_of_a_snapshot_is_filled_again_and_removed() {
         assert_eq!(printed(["exec", child, "--", "echo", "here"]), "here\n");
     }
     filled(&pool.0, 1);
+    let error = refused(&["--json", "snapshot", "rm", &bundle]);
+    assert!(error["message"].as_str().unwrap().contains("remove the pool first"), "{error}");
+    printed(["snapshot", "verify", &bundle]);
     let folder = places(&pool.0)[1].with_file_name("+pools").join(&pool.0);
     assert!(folder.exists());
     printed(["pool", "rm", &pool.0]);
+    printed(["snapshot", "rm", &bundle]);
     assert!(!folder.exists(), "its folder was left");
     assert!(standing(&pool.0).is_none());
     assert_eq!(refused(&["--json", "pool", "rm", &pool.0])["kind"], "missing");

@@ -174,6 +174,34 @@ impl Bundle {
         if differences.is_empty() { Ok(()) } else { Err(BundleError::OtherMachine(differences)) }
     }
 
+    /// Removes the bundle in this folder, with all that lies there; also one that is damaged, or of another form. The
+    /// manifest goes last: whoever dies meanwhile leaves a bundle that is damaged, which can be removed.
+    ///
+    /// # Errors
+    /// There is no bundle, or something of it cannot be removed.
+    pub fn remove(folder: &Path) -> Result<(), BundleError> {
+        let failed = || BundleError::io("remove", folder);
+        match Self::open(folder) {
+            Ok(_) | Err(BundleError::Damaged { .. } | BundleError::Version(_)) => {}
+            // What is left where somebody died after the manifest: nothing.
+            Err(BundleError::Absent(_)) if fs::remove_dir(folder).is_ok() => return Ok(()),
+            Err(error) => return Err(error),
+        }
+        if folder.is_symlink() {
+            return Err(failed()(io::ErrorKind::NotADirectory.into()));
+        }
+        for entry in fs::read_dir(folder).map_err(failed())? {
+            let entry = entry.map_err(failed())?;
+            let is_folder = entry.file_type().map_err(failed())?.is_dir();
+            if entry.file_name() != MANIFEST {
+                let remove = if is_folder { fs::remove_dir_all } else { fs::remove_file };
+                remove(entry.path()).map_err(failed())?;
+                step("unbundled");
+            }
+        }
+        fs::remove_dir_all(folder).map_err(failed())
+    }
+
     fn entry(&self, name: &str) -> Result<FileEntry, BundleError> {
         let missing = || BundleError::Damaged { file: MANIFEST.to_owned(), reason: format!("it does not list {name}") };
         self.manifest.files.get(name).copied().ok_or_else(missing)

@@ -70,7 +70,8 @@ impl Restore {
 
     /// A secret: the file `/run/secrets/NAME` of the guest, which everybody in it may read, of up to 64 KiB; there whenever
     /// something of the user's runs, and in no snapshot. What a process has read lies in its own memory, and is in
-    /// snapshots for as long as it is there. The name is a file's: letters, digits, `-`, `_` and `.`.
+    /// snapshots for as long as it is there; and where the sandbox at the root of the lineage was created without secrets,
+    /// its kernel does not clear what a process that has ended had read. The name is a file's: letters, digits, `-`, `_` and `.`.
     ///
     /// A restored guest has those that are given to it here, and no others.
     pub fn secret(mut self, name: impl Into<String>, value: impl Into<Vec<u8>>) -> Self {

@@ -75,11 +75,15 @@ impl Qmp {
         Ok(Self { service, socket: same, seen, reader: tokio::spawn(read(events, sender)) })
     }
 
+    /// Has a command carried out, to its end, also where nobody waits any more: the reader gives up at an answer that
+    /// nobody takes.
     async fn execute<C>(&self, doing: &'static str, command: C) -> Result<C::Ok, EngineError>
     where
-        C: QmpCommand,
+        C: QmpCommand + 'static,
+        C::Ok: Send,
     {
-        let answer = in_time(doing, self.service.execute(command)).await?;
+        let answer = tokio::spawn(self.service.execute(command));
+        let answer = in_time(doing, answer).await?.unwrap_or_else(|error| Err(io::Error::from(error).into()));
         answer.map_err(|error| refused(doing, &error))
     }
 
