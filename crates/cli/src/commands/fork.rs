@@ -7,7 +7,9 @@ use serde::Serialize;
 use throughline_sandbox::Known;
 use throughline_sandbox::zygote::Place;
 use throughline_shim::ShimError;
+use throughline_shim::api::{Failure, Kind};
 use throughline_shim::start::{Program, Start};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
 
 use super::{connect, given, remove};
@@ -15,6 +17,9 @@ use crate::OWN_FAILURE;
 use crate::arguments::Fork;
 use crate::error::CliError;
 use crate::output;
+
+/// Why children are taken back of whom none failed.
+const BROKEN_OFF: &str = "the command was broken off";
 
 /// What became of one child.
 #[derive(Serialize)]
@@ -49,20 +54,27 @@ pub async fn run(fork: Fork, json: bool) -> Result<u8, CliError> {
             let start = Start::Fork { name: name.clone(), bundle, index, given: given.clone(), keeping };
             let room = room.clone();
             tokio::spawn(async move {
-                let _room = room.acquire().await;
                 let started = Instant::now();
+                let Ok(_room) = room.acquire().await else {
+                    let unbegun = Failure { kind: Kind::Failed, message: BROKEN_OFF.to_owned() };
+                    return child(name, started, Some(unbegun.into()));
+                };
                 let result = Program::this().start(&start).await;
                 child(name, started, result.err())
             })
         })
         .collect();
+    if fork.all_or_nothing {
+        close_when_broken_off(room.clone(), json)?;
+    }
     let mut children = Vec::with_capacity(starting.len());
     for child in starting {
         children.push(child.await.map_err(|error| CliError::io("wait for a child")(error.into()))?);
     }
-    let failed = children.iter().any(|child| !child.ok);
+    let failed = room.is_closed() || children.iter().any(|child| !child.ok);
     if failed && fork.all_or_nothing {
-        take_back(&mut children, begun_ms).await;
+        let why = if room.is_closed() { BROKEN_OFF } else { "another child failed" };
+        take_back(&mut children, begun_ms, why).await;
     }
     tell(&children, json);
     Ok(if failed { OWN_FAILURE } else { 0 })
@@ -85,16 +97,34 @@ fn child(name: String, started: Instant, error: Option<ShimError>) -> Child {
     Child { name, ok: error.is_none(), error: error.map(|error| error.to_string()), ms, unknown }
 }
 
+/// Closes the room when the user breaks off: no more children are begun then, and those that are being made are awaited,
+/// to be taken back. One who insists is obeyed at once.
+fn close_when_broken_off(room: Arc<Semaphore>, json: bool) -> Result<(), CliError> {
+    let on = |kind| signal(kind).map_err(CliError::io("listen for signals"));
+    let (mut interrupt, mut terminate) = (on(SignalKind::interrupt())?, on(SignalKind::terminate())?);
+    tokio::spawn(async move {
+        let mut next = async || tokio::select! { _ = interrupt.recv() => 2, _ = terminate.recv() => 15 };
+        next().await;
+        room.close();
+        if !json {
+            eprintln!("throughline: broken off: children that are being made are awaited, and ended");
+        }
+        let insisted = next().await;
+        std::process::exit(128 + insisted);
+    });
+    Ok(())
+}
+
 /// Ends the children that are there: also one whose shim died before it could say so.
-async fn take_back(children: &mut [Child], begun_ms: u64) {
+async fn take_back(children: &mut [Child], begun_ms: u64, why: &str) {
     let is_new = |name: &str| {
         Known::find(name).is_ok_and(|known| known.record.is_some_and(|record| record.created_ms >= begun_ms))
     };
     for child in children.iter_mut().filter(|child| child.ok || (child.unknown && is_new(&child.name))) {
         child.ok = false;
         child.error = Some(match remove::remove(&child.name, true).await {
-            Ok(()) => "ended, because another child failed".to_owned(),
-            Err(error) => format!("another child failed, but this one could not be ended, and is there: {error}"),
+            Ok(()) => format!("ended, because {why}"),
+            Err(error) => format!("{why}, but this child could not be ended, and is there: {error}"),
         });
     }
 }

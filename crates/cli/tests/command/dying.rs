@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -23,8 +23,14 @@ impl Steps {
 
     /// The command, whose steps, and whose shims' steps, are noted here.
     pub fn run(&self, arguments: &[&str]) -> Output {
+        self.start(arguments).wait_with_output().unwrap()
+    }
+
+    /// The same, under way.
+    pub fn start(&self, arguments: &[&str]) -> Child {
         let mut run = Command::new(command());
-        run.args(arguments).env("THROUGHLINE_STEPS", self.0.path()).stdin(Stdio::null()).output().unwrap()
+        run.args(arguments).env("THROUGHLINE_STEPS", self.0.path()).stdin(Stdio::null());
+        run.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     }
 
     pub fn forget(&self) {

@@ -1,12 +1,13 @@
 //! Processes that stand still for a while: nothing is lost, and nobody waits for ever.
 
+use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::dying::{Steps, shim, state};
-use crate::support::{Name, command, machines, printed, text, until};
+use crate::support::{Name, command, machines, printed, row, text, until};
 
 /// How long a process stands still: longer than most things take, shorter than any deadline.
 const STOPPED: Duration = Duration::from_secs(5);
@@ -62,4 +63,35 @@ fn vm_a_process_that_is_stopped_for_five_seconds_delays_what_it_does_and_breaks_
         assert!(followed.status.success(), "{who}");
         assert_eq!(machines(&name.0), [machine], "{who}: the same machine");
     }
+}
+
+#[test]
+fn vm_fork_of_all_or_nothing_that_is_broken_off_leaves_no_child() {
+    let (name, steps) = (Name::new("broken-off"), Steps::new());
+    printed(["run", "--memory", "128M", "--name", &name.0]);
+    let children = [1, 2].map(|number| Name(format!("{}-{number}", name.0)));
+    // Both are there, and have not said so yet.
+    steps.stop("shim ready 1");
+    let mut fork = steps.start(&["fork", &name.0, "-n", "2", "--all-or-nothing"]);
+    let stopped = || steps.noted().iter().filter(|step| *step == "shim ready 1").count() == 2;
+    until(|| stopped() && children.iter().all(|child| row(&child.0).is_some()));
+    signal(i32::try_from(fork.id()).unwrap(), Signal::INT);
+    let mut said = BufReader::new(fork.stderr.take().unwrap()).lines().map(Result::unwrap);
+    assert!(said.next().unwrap().contains("broken off"));
+    steps.live();
+    for child in &children {
+        let [machine] = machines(&child.0)[..] else { panic!("one machine") };
+        signal(parent(machine), Signal::CONT);
+    }
+    let said: Vec<_> = said.collect();
+    assert!(said.len() == 2 && said.iter().all(|line| line.contains("ended, because")), "{said:?}");
+    assert_eq!(fork.wait().unwrap().code(), Some(125));
+    for child in &children {
+        assert!(row(&child.0).is_none() && machines(&child.0).is_empty(), "{}", child.0);
+    }
+}
+
+fn parent(pid: i32) -> i32 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    stat.rsplit_once(") ").unwrap().1.split(' ').nth(1).unwrap().parse().unwrap()
 }
