@@ -20,6 +20,7 @@ use crate::control::{Control, Switches};
 use crate::exec::Executor;
 use crate::gate::Gate;
 use crate::identity::Places;
+use crate::outside::Outside;
 use crate::reaper::{Reaper, Scope};
 use crate::secrets::Secrets;
 use crate::services::{self, Ledger};
@@ -32,6 +33,8 @@ pub struct Agent {
     pub(crate) ledger: Ledger,
     /// The user's processes; `None` only where tests run without.
     pub(crate) group: Option<Cgroup>,
+    /// Those of them that have left the group; `None` where the machine is not a guest, but runs tests.
+    pub(crate) outside: Option<Outside>,
     pub(crate) places: Places,
     /// Number and epoch of the identity that was taken on last.
     pub(crate) identity: Cell<(u64, u128)>,
@@ -83,6 +86,7 @@ impl Agent {
             },
             ledger: Ledger::default(),
             group,
+            outside: options.group.filter(|_| options.is_init).map(Outside::of),
             secrets: Secrets::new(options.places.secrets.clone()),
             places: options.places.clone(),
             identity: Cell::new((0, 0)),

@@ -7,6 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::io::Errno;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -49,8 +50,23 @@ impl Cgroup {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed(error)),
             _ => {}
         }
+        Self::open(path)
+    }
+
+    /// The group at `path`, which exists.
+    pub(crate) fn open(path: &Path) -> Result<Self, CgroupError> {
+        let failed = |source| CgroupError::Io { action: "open", path: path.to_owned(), source };
         let freezer = File::options().write(true).open(path.join("cgroup.freeze")).map_err(failed)?;
         Ok(Self { path: path.to_owned(), freezer })
+    }
+
+    /// Moves a process into the group; whether it was still there.
+    pub(crate) fn adopt(&self, pid: u32) -> Result<bool, CgroupError> {
+        match fs::write(self.path.join("cgroup.procs"), pid.to_string()) {
+            Ok(()) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => Ok(false),
+            Err(error) => Err(self.error("move a process into", error)),
+        }
     }
 
     /// A group beside this one, with something more to its name.

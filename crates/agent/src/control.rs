@@ -9,9 +9,10 @@ use std::time::Duration;
 use throughline::{Identity, Link, Request};
 
 use crate::agent::Agent;
-use crate::cgroup::CgroupError;
+use crate::cgroup::{Cgroup, CgroupError};
 use crate::console::{drain, say};
 use crate::identity::{IdentityError, Preparation};
+use crate::outside::Outside;
 
 /// How long the user's processes may take to freeze. The host's own deadline is shorter as a rule.
 const FREEZE_LIMIT: Duration = Duration::from_secs(5);
@@ -185,7 +186,11 @@ impl<'a> Control<'a> {
         }
         if self.still == Still::Services {
             if let Some(group) = &self.agent.group {
-                group.freeze(FREEZE_LIMIT).await.inspect_err(|error| say(&error.to_string()))?;
+                let frozen = match &self.agent.outside {
+                    Some(outside) => outside.freeze(group, FREEZE_LIMIT).await,
+                    None => group.freeze(FREEZE_LIMIT).await,
+                };
+                frozen.inspect_err(|error| say(&error.to_string()))?;
             }
             self.still = Still::Everything;
         }
@@ -205,9 +210,9 @@ impl<'a> Control<'a> {
             return self.link.thaw();
         }
         self.still = Still::Nothing;
-        if let Some(group) = &self.agent.group
-            && let Err(error) = group.thaw()
-        {
+        let agent = self.agent;
+        let thawed = [agent.group.as_ref().map(Cgroup::thaw), agent.outside.as_ref().map(Outside::thaw)];
+        for error in thawed.into_iter().flatten().filter_map(Result::err) {
             say(&error.to_string());
         }
         self.link.thaw();

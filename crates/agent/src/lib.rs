@@ -10,8 +10,8 @@
 //!
 //! It moves all bytes itself, in one thread (only file systems are touched in others, a transfer each), and so
 //! cannot be killed apart from the guest. Nothing that a request says makes it panic: a panic of process 1 is
-//! the end of the guest. What belongs to the user runs in one control group, which is frozen for a snapshot, and
-//! nothing of it is started while the gate is closed: at boot and after a restore until the identity is repaired.
+//! the end of the guest. What belongs to the user runs in one control group, which is frozen for a snapshot, with
+//! whatever has left it; nothing of it is started while the gate is closed: at boot and after a restore until the identity is repaired.
 
 pub mod accounts;
 pub mod agent;
@@ -24,6 +24,7 @@ pub mod control;
 pub mod exec;
 pub mod gate;
 pub mod identity;
+mod outside;
 pub mod reaper;
 mod rehearsal;
 pub mod secrets;

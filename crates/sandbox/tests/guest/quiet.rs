@@ -78,3 +78,42 @@ async fn vm_that_stops_hands_its_memory_over_without_a_copy() {
     })
     .await;
 }
+
+/// Appends for as long as it runs, in the control group `$1`, to the file `$2`.
+const OUTSIDE: &str = "(echo 0 >$1/cgroup.procs; while :; do echo >>$2; sleep 0.01; done) >/dev/null 2>&1 &";
+/// Looks twice at what those have written, which must be the same: the identity is not taken on yet.
+const LOOKS: &str = "cd /etc/throughline/restore.d && printf '#!/bin/sh\\ncd /run; wc -c other root inside >before\\n\
+    sleep 0.5; wc -c other root inside | cmp - before && echo still >>looked\\n' >50-look && chmod 755 50-look";
+
+/// Container tools make control groups beside the user's, and root may leave it for none.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn vm_what_runs_outside_of_the_users_group_does_not_run_before_the_identity_either() {
+    watched(async {
+        let sandbox = restored().await;
+        text(&sandbox, LOOKS).await;
+        text(&sandbox, "cd /sys/fs/cgroup; mkdir -p other/inside held; echo 1 >held/cgroup.freeze").await;
+        for (group, file) in [("other", "other"), ("other/inside", "inside"), (".", "root")] {
+            let script =
+                OUTSIDE.replace("$1", &format!("/sys/fs/cgroup/{group}")).replace("$2", &format!("/run/{file}"));
+            text(&sandbox, &script).await;
+        }
+        let grows = async |sandbox: &Sandbox| {
+            let script = "cd /run; for i in other inside root; do until [ -s $i ]; do sleep 0.01; done; n=$(wc -c <$i); \
+                while [ $(wc -c <$i) = $n ]; do sleep 0.01; done; done; cat looked /sys/fs/cgroup/held/cgroup.freeze";
+            text(sandbox, &format!("{script} 2>/dev/null; true")).await
+        };
+        assert_eq!(grows(&sandbox).await, "1");
+        let folder = folder();
+        let (bundle, report) = sandbox.snapshot(&folder.path().join("bundle")).await.unwrap();
+        assert!(report.quiesced);
+        // What the user froze stays so; everything else goes on, in the source and after its restore.
+        assert_eq!(grows(&sandbox).await, "1");
+        let restored = Sandbox::restore(bundle).start().await.unwrap();
+        assert_eq!(grows(&restored).await, "still\n1");
+        restored.kill().await.unwrap();
+        let zygote = sandbox.freeze().await.unwrap();
+        let child = zygote.spawn().start().await.unwrap();
+        assert_eq!(grows(&child).await, "still\n1");
+    })
+    .await;
+}
