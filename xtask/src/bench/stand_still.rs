@@ -57,7 +57,7 @@ async fn series(sandbox: &Sandbox, runs: Runs, folder: &Path, names: [&'static s
         copied.push(mebibytes(report));
         std::fs::remove_dir_all(&place)?;
     }
-    let gaps = Figure::new(names[0], "ms", gaps)?.goal(Goal::AtMost(150.0)).note("later 50 ms");
+    let gaps = Figure::new(names[0], "ms", gaps)?.goal(Goal::AtMost(50.0));
     Ok(vec![gaps, Figure::new(names[1], "ms", pauses)?, Figure::new(names[2], "MiB", copied)?])
 }
 

@@ -38,7 +38,8 @@ struct Child {
 pub async fn run(fork: Fork, json: bool) -> Result<u8, CliError> {
     let names = names(&fork);
     let given = given::read_for_children(fork.given, fork.count, &fork.name)?;
-    let begun_ms = output::now_ms();
+    // What is there under these names later, without having been taken then, is this command's.
+    let free: Vec<bool> = names.iter().map(|name| Known::find(name).is_err()).collect();
     let remote = connect(&fork.name).await?;
     // Gone with this process; the children do not need it once they are there.
     let place = Place::new().await?;
@@ -74,7 +75,9 @@ pub async fn run(fork: Fork, json: bool) -> Result<u8, CliError> {
     let failed = room.is_closed() || children.iter().any(|child| !child.ok);
     if failed && fork.all_or_nothing {
         let why = if room.is_closed() { BROKEN_OFF } else { "another child failed" };
-        take_back(&mut children, begun_ms, why).await;
+        let ours = |child: &Child, free: bool| child.ok || (child.unknown && free && Known::find(&child.name).is_ok());
+        let there = children.iter_mut().zip(free).filter(|(child, free)| ours(child, *free));
+        take_back(there.map(|(child, _)| child), why).await;
     }
     tell(&children, json);
     Ok(if failed { OWN_FAILURE } else { 0 })
@@ -115,12 +118,9 @@ fn close_when_broken_off(room: Arc<Semaphore>, json: bool) -> Result<(), CliErro
     Ok(())
 }
 
-/// Ends the children that are there: also one whose shim died before it could say so.
-async fn take_back(children: &mut [Child], begun_ms: u64, why: &str) {
-    let is_new = |name: &str| {
-        Known::find(name).is_ok_and(|known| known.record.is_some_and(|record| record.created_ms >= begun_ms))
-    };
-    for child in children.iter_mut().filter(|child| child.ok || (child.unknown && is_new(&child.name))) {
+/// Ends children that are there.
+async fn take_back(children: impl Iterator<Item = &mut Child>, why: &str) {
+    for child in children {
         child.ok = false;
         child.error = Some(match remove::remove(&child.name, true).await {
             Ok(()) => format!("ended, because {why}"),

@@ -3,11 +3,13 @@
 use std::collections::BTreeSet;
 use std::fs;
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use crate::dying::{
     Counting, Steps, bundle, checkpoints, entries, is_gone, kill_machine, kill_shim, no_zygote_is_left, shim, state,
     whole_or_none,
 };
-use crate::support::{Name, json, machines, printed, text, throughline, until};
+use crate::support::{Name, json, machines, printed, row, text, throughline, until};
 
 /// The steps that were noted, but of those that repeat one another (`checked` is one for each file) the first.
 fn different(noted: &[String]) -> Vec<String> {
@@ -73,9 +75,7 @@ fn vm_a_shim_that_dies_at_any_step_of_a_snapshot_that_stops_leaves_the_sandbox_o
         let restored = steps.run(&["snapshot", "restore", kept.to_str().unwrap(), "--name", &counting.name.0]);
         assert!(restored.status.success(), "{}", text(&restored.stderr));
         kill_shim(&counting.name);
-        steps.die(&numbered_anew(after, &noted));
-        let _ = steps.run(&stop);
-        steps.live();
+        let _ = steps.run_until_dead(&stop, &numbered_anew(after, &noted));
         let is_there = place.exists();
         if is_there {
             // What is asked next finds that it has ended.
@@ -109,9 +109,7 @@ fn vm_whoever_dies_at_any_step_of_a_fork_leaves_whole_children_or_none() {
     assert!(noted.iter().any(|step| step.starts_with("command ")) && noted.len() > 8, "{noted:?}");
     let mut born = 0;
     for after in &different(&noted) {
-        steps.die(after);
-        let _ = steps.run(&fork);
-        steps.live();
+        let _ = steps.run_until_dead(&fork, after);
         born += usize::from(whole_or_none(&child, after));
         counting.is_whole(after);
     }
@@ -120,6 +118,65 @@ fn vm_whoever_dies_at_any_step_of_a_fork_leaves_whole_children_or_none() {
     printed(fork);
     no_zygote_is_left();
     counting.lost_nothing();
+}
+
+#[test]
+fn vm_whoever_dies_at_any_step_of_a_restore_leaves_a_whole_sandbox_or_none() {
+    let (steps, source, name) = (Steps::new(), Name::new("abort-source"), Name::new("abort-restore"));
+    let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+    let place = folder.path().join("bundle");
+    let place = place.to_str().unwrap();
+    printed(["run", "--memory", "128M", "--name", &source.0]);
+    printed(["snapshot", "create", "--stop", &source.0, place]);
+    let restore = ["snapshot", "restore", place, "--name", &name.0];
+    let restored = steps.run(&restore);
+    assert!(restored.status.success(), "{}", text(&restored.stderr));
+    let noted = steps.noted();
+    assert!(noted.iter().all(|step| step.starts_with("shim ")) && noted.len() > 6, "{noted:?}");
+    printed(["rm", "--force", &name.0]);
+    let mut born = 0;
+    for after in &different(&noted) {
+        let died = steps.run_until_dead(&restore, after);
+        assert!(!died.status.success(), "{after}: nobody died");
+        born += usize::from(whole_or_none(&name, after));
+    }
+    assert!((1..noted.len()).contains(&born), "{born} of {}", noted.len());
+    printed(["snapshot", "verify", place]);
+}
+
+#[test]
+fn vm_a_machine_that_is_killed_in_the_middle_of_a_snapshot_is_dead_or_goes_back_and_leaves_no_half_bundle() {
+    let steps = Steps::new();
+    let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+    let place = folder.path().join("bundle");
+    for (number, step) in ["draft", "quiet", "paused", "saved"].into_iter().enumerate() {
+        for more in [&[][..], &["--checkpoint", "1h"]] {
+            let counting = Counting::new(Name::new(&format!("abort-machine-{number}-{}", more.len())), &steps, more);
+            let name = &counting.name.0;
+            until(|| more.is_empty() || !checkpoints(&counting.name)["last"].is_null());
+            let shim = shim(&counting.name);
+            let noted = steps.noted().iter().filter(|noted| noted.starts_with(&format!("shim {step} "))).count();
+            steps.stop(&format!("shim {step} {}", noted + 1));
+            let create = steps.start(&["snapshot", "create", name, place.to_str().unwrap()]);
+            until(|| state(shim) == Some('T'));
+            steps.live();
+            kill_machine(&counting.name);
+            kill_process(Pid::from_raw(shim).unwrap(), Signal::CONT).unwrap();
+            let taken = create.wait_with_output().unwrap();
+            let whole = bundle(folder.path(), "bundle", step);
+            assert_eq!(taken.status.code(), Some(if whole { 0 } else { 125 }), "{step}: {}", text(&taken.stderr));
+            if more.is_empty() {
+                until(|| row(name).unwrap()["state"] == "exited");
+                assert_eq!(machines(name), [0; 0], "{step}");
+            } else {
+                until(|| checkpoints(&counting.name)["times"] == 1);
+                counting.is_whole(step);
+            }
+            printed(["rm", "--force", name]);
+            is_gone(&counting.name, step);
+            steps.forget();
+        }
+    }
 }
 
 #[test]
@@ -218,9 +275,7 @@ fn vm_whoever_dies_at_any_step_of_a_removal_leaves_what_the_next_removal_removes
     assert!(noted.iter().any(|step| step.starts_with("shim concluded")), "{noted:?}");
     for after in &noted {
         restore();
-        steps.die(after);
-        let _ = steps.run(&remove);
-        steps.live();
+        let _ = steps.run_until_dead(&remove, after);
         printed(remove);
         is_gone(&name, after);
     }

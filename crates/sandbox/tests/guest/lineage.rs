@@ -124,6 +124,8 @@ async fn vm_hundred_children_differ_from_the_first_byte_that_a_program_can_read(
         let mut seen = parent.clone().map(|own| HashSet::from([own]));
         // Some at a time: each runs as fast as it can.
         let spawn = || tokio::spawn(zygote.spawn().start());
+        // What each prints first was printed before the fork, and is the same in all; nothing of it comes later.
+        let mut printed_before: Option<Vec<_>> = None;
         let mut starting: VecDeque<_> = (0..AT_ONCE).map(|_| spawn()).collect();
         for number in AT_ONCE..CHILDREN + AT_ONCE {
             let child = starting.pop_front().unwrap().await.unwrap().unwrap();
@@ -132,16 +134,20 @@ async fn vm_hundred_children_differ_from_the_first_byte_that_a_program_can_read(
             }
             let id = child.link().channels().into_iter().find(|channel| channel.label == "who").unwrap().id;
             let (mut who, mut rest) = (child.adopt_command(id).unwrap(), rest.clone());
-            let mut stale = 0;
+            let mut stale = Vec::new();
             let own = loop {
                 let line = line(&mut who, &mut rest).await;
                 if line[0] != parent[0] {
                     break line;
                 }
-                stale += 1;
+                stale.push(line);
+                // It fits into the pipes.
+                assert!(stale.len() < 2000, "it goes on as its parent");
             };
-            // What was printed before the fork fits into the pipes; one line may have been half made.
-            assert!(stale < 2000, "it goes on as its parent");
+            // A line that was half made at the fork has one half from either side of it.
+            let half_made = stale.pop();
+            let before = printed_before.get_or_insert_with(|| stale.clone());
+            assert_eq!(*before, stale, "it ran on as its parent; at last {half_made:?}");
             assert_eq!(own[0], format!("{:032x}", child.link().timeline()));
             let bytes = own[2].bytes().enumerate();
             let mut digits = bytes

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use throughline::Event;
 use throughline_sandbox::{Given, Known, Sandbox};
@@ -9,6 +10,11 @@ use throughline_sandbox::{Given, Known, Sandbox};
 use crate::fork::{expected, goes_on, printer};
 use crate::host_death::{NAME, killed_host, ready};
 use crate::support::{children, gone, name, restored, template, text, until, watched};
+
+/// Seconds since 1970.
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
+}
 
 /// What tells one guest from another.
 const WHO: &str = "head -c 16 /dev/urandom | hexdump -v; cat /etc/machine-id /run/throughline/epoch; hostname";
@@ -26,6 +32,8 @@ async fn vm_pool_children_go_on_at_the_frozen_byte_and_are_guests_of_their_own()
         let listed = || Known::list().unwrap().into_iter().map(|known| known.name).collect::<Vec<_>>();
         assert!(listed().iter().all(|name| !name.contains('~')), "those that wait are seen");
         let (mut seen, mut indices, mut taken) = (HashSet::new(), HashSet::new(), Vec::new());
+        // Time goes by, of which those that wait know nothing.
+        tokio::time::sleep(Duration::from_secs(3)).await;
         // The fourth waits until another one is loaded.
         for name in &names {
             let child = pool.take(Some(name)).await.unwrap();
@@ -35,6 +43,9 @@ async fn vm_pool_children_go_on_at_the_frozen_byte_and_are_guests_of_their_own()
             let Event::Forked { from, to, index } = child.link().event().await else { panic!("no fork") };
             assert_eq!((from, to), (parent, epoch));
             assert!(indices.insert(index) && seen.insert(epoch.to_string()));
+            let began = now();
+            let clock: u64 = text(&child, "date +%s").await.parse().unwrap();
+            assert!((began - 1..=now() + 1).contains(&clock), "{clock} is not {began}");
             let who = text(&child, WHO).await;
             assert!(who.contains(&format!("{epoch:032x}")), "{who}");
             assert!(seen.insert(who));
