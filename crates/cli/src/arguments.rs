@@ -187,7 +187,7 @@ pub struct Keep {
     pub rm: bool,
     /// Take a checkpoint so often, such as 30s or 5m: when the machine dies, the sandbox goes back to the last one. It
     /// lies in memory, as large as what the guest has touched
-    #[arg(long, value_name = "EVERY", value_parser = duration)]
+    #[arg(long, value_name = "EVERY", value_parser = period)]
     pub checkpoint: Option<Duration>,
 }
 
@@ -344,14 +344,21 @@ fn network(text: &str) -> Result<Net, String> {
 
 fn duration(text: &str) -> Result<Duration, String> {
     let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
-    let number: u64 = number.parse().map_err(|_| "write it like 500ms, 30s or 5m".to_owned())?;
-    match unit {
-        "ms" => Ok(Duration::from_millis(number)),
-        "" | "s" => Ok(Duration::from_secs(number)),
-        "m" => Ok(Duration::from_secs(number * 60)),
-        "h" => Ok(Duration::from_secs(number * 3600)),
-        _ => Err("write it like 500ms, 30s or 5m".to_owned()),
-    }
+    let number: u32 = number.parse().map_err(|_| "write it like 500ms, 30s or 5m".to_owned())?;
+    let unit = match unit {
+        "ms" => Duration::from_millis(1),
+        "" | "s" => Duration::from_secs(1),
+        "m" => Duration::from_mins(1),
+        "h" => Duration::from_hours(1),
+        _ => return Err("write it like 500ms, 30s or 5m".to_owned()),
+    };
+    Ok(unit * number)
+}
+
+/// Between two of what is repeated.
+fn period(text: &str) -> Result<Duration, String> {
+    let period = duration(text)?;
+    if period.is_zero() { Err("it must be longer than that, such as 500ms, 30s or 5m".to_owned()) } else { Ok(period) }
 }
 
 /// `fork`

@@ -90,6 +90,11 @@ impl Known {
     /// # Errors
     /// It lives, is being created, or is of another release.
     pub fn remove(name: &str) -> Result<(), SandboxError> {
+        // Before the look: what is there by then under the name is not removed, if it is another.
+        let places = match Places::open(name) {
+            Err(PlaceError::Missing(_)) => return Ok(()),
+            places => places?,
+        };
         match Self::find(name) {
             Ok(known) if known.is_alive() => Err(PlaceError::Taken(name.to_owned()).into()),
             Ok(known) if known.state == State::Unfinished => {
@@ -103,7 +108,7 @@ impl Known {
                 if let Some(draft) = known.record.and_then(|record| record.snapshot) {
                     Draft::remove_left(&draft);
                 }
-                Ok(Places::clear(name)?)
+                Ok(places.clear()?)
             }
             Err(SandboxError::Place(PlaceError::Missing(_))) => Ok(()),
             Err(error) => Err(error),

@@ -7,7 +7,7 @@ mod waiting;
 
 use std::fs::{self, DirBuilder};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -68,6 +68,8 @@ pub(crate) struct Places {
     memory: PathBuf,
     /// Sockets, logs, `sandbox.json`.
     runtime: PathBuf,
+    /// Which folder of memory is meant: under this name there may be another sandbox's later.
+    own: Option<(u64, u64)>,
     /// Whether the folders stay.
     kept: AtomicBool,
     /// While it is being created; of both names, if it was given another one.
@@ -83,8 +85,9 @@ impl Places {
 
     fn make(name: &str) -> Result<Self, PlaceError> {
         let mut this = Self::of(name)?;
-        (this.claims, this.kept) = (vec![this.reserve()?], false.into());
+        (this.claims, this.kept, this.own) = (vec![this.reserve()?], false.into(), None);
         this.create().map_err(|source| PlaceError::Io { path: this.memory.clone(), source })?;
+        this.own = identity(&this.memory);
         Ok(this)
     }
 
@@ -113,7 +116,8 @@ impl Places {
         let memory = memory.join(name);
         // Whoever created it may have had another idea of where such folders are.
         let runtime = fs::read_link(memory.join(RUNTIME)).unwrap_or_else(|_| runtime.join(name));
-        Ok(Self { name: name.to_owned(), memory, runtime, kept: true.into(), claims: Vec::new() })
+        let own = identity(&memory);
+        Ok(Self { name: name.to_owned(), memory, runtime, own, kept: true.into(), claims: Vec::new() })
     }
 
     fn claimed(&self, take: impl FnOnce(&Path, &str) -> io::Result<Try>) -> Result<Claim, PlaceError> {
@@ -127,6 +131,11 @@ impl Places {
     /// The folder of all sandboxes' memory.
     fn all(&self) -> &Path {
         self.memory.parent().unwrap_or(Path::new("/"))
+    }
+
+    /// Whether somebody has removed this sandbox, and there is another one of its name.
+    pub(crate) fn is_replaced(&self) -> bool {
+        self.own.is_some() && identity(&self.memory).is_some_and(|found| self.own != Some(found))
     }
 
     fn exists(&self) -> bool {
@@ -200,6 +209,9 @@ impl Places {
 
     /// Removes the folders of the memory that are `unwanted`.
     pub(crate) fn remove_beside(&self, unwanted: impl Fn(&str) -> bool) -> Result<(), PlaceError> {
+        if self.is_replaced() {
+            return Ok(());
+        }
         let failed = |source| PlaceError::Io { path: self.memory.clone(), source };
         let entries = match fs::read_dir(&self.memory) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -249,13 +261,10 @@ impl Places {
         &self.name
     }
 
-    /// Removes the folders under a name: what a sandbox left whose process was killed. Its machine
-    /// must have ended.
-    pub(crate) fn clear(name: &str) -> Result<(), PlaceError> {
-        check_name(name)?;
-        let this = Self::of(name)?;
-        let _claim = this.claimed(Claim::wait)?;
-        this.wipe()
+    /// Removes what a sandbox left whose machine has ended, unless somebody else has.
+    pub(crate) fn clear(&self) -> Result<(), PlaceError> {
+        let _claim = self.claimed(Claim::wait)?;
+        if self.is_replaced() { Ok(()) } else { self.wipe() }
     }
 
     /// The names of all sandboxes, of those that are being created, and of what dead creators left. Sorted.
@@ -295,6 +304,9 @@ impl Drop for Places {
         }
         // Without it, too: what is still there is this one's.
         let _claim = self.claims.is_empty().then(|| self.claimed(Claim::wait));
+        if self.is_replaced() {
+            return;
+        }
         if let Err(error) = self.wipe() {
             tracing::warn!(%error, "a sandbox's folder was left behind");
         }
@@ -351,7 +363,6 @@ pub fn runtime() -> Result<PathBuf, PlaceError> {
 
 /// A folder that only its owner can use; one that somebody else made is refused.
 fn private(parent: &Path, name: &str) -> Result<PathBuf, PlaceError> {
-    use std::os::unix::fs::MetadataExt;
     let folder = parent.join(name);
     let failed = |source| PlaceError::Io { path: folder.clone(), source };
     match create(&folder) {
@@ -364,6 +375,11 @@ fn private(parent: &Path, name: &str) -> Result<PathBuf, PlaceError> {
         return Err(failed(io::Error::new(io::ErrorKind::PermissionDenied, reason)));
     }
     Ok(folder)
+}
+
+/// What tells a folder from others that have been at its path.
+fn identity(folder: &Path) -> Option<(u64, u64)> {
+    fs::symlink_metadata(folder).ok().map(|data| (data.dev(), data.ino()))
 }
 
 fn create(folder: &Path) -> io::Result<()> {

@@ -102,7 +102,7 @@ async fn remove(name: &str, json: bool) -> Result<(), CliError> {
     let place = snapshot_place(name)?;
     if let Some(pool) = pool_of(&place).await? {
         return Err(CliError::Usage(format!(
-            "the children of pool {pool:?} are made of snapshot {name:?}: remove the pool first, with `pool rm {pool}`"
+            "the children of pool {pool:?} are made of snapshot {name:?}, or it does not say: remove the pool first, with `pool rm {pool}`"
         )));
     }
     Bundle::remove(&place).map_err(SandboxError::from)?;
@@ -110,12 +110,11 @@ async fn remove(name: &str, json: bool) -> Result<(), CliError> {
     Ok(())
 }
 
-/// The pool whose children are made of the snapshot at this place.
+/// A pool whose children are made of the snapshot at this place, or that does not say of what.
 async fn pool_of(place: &Path) -> Result<Option<String>, CliError> {
     let Ok(place) = fs::canonicalize(place) else { return Ok(None) };
     let is_source = |listed: &pool::Listed| {
-        let standing = listed.standing.as_ref().ok();
-        standing.is_some_and(|standing| match &standing.source {
+        listed.standing.as_ref().map_or(true, |standing| match &standing.source {
             pool::Source::Snapshot(source) => fs::canonicalize(source).is_ok_and(|source| source == place),
             pool::Source::Sandbox(_) => false,
         })

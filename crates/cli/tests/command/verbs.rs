@@ -205,7 +205,9 @@ fn vm_logs_are_followed_until_the_sandbox_ends_and_who_is_refused_is_told_why() 
     printed(["kill", &name.0]);
     assert!(lines.all(|line| line.is_ok()) && follower.wait().unwrap().success());
     assert_eq!(refused(&["--json", "pause", &name.0])["kind"], "ended");
-    assert_eq!(refused(&["--json", "run", "--memory", "a lot"])["kind"], "usage");
+    for wrong in [["--memory", "a lot"], ["--checkpoint", "0s"], ["--checkpoint", "99999999999h"]] {
+        assert_eq!(refused(&[&["--json", "run"][..], &wrong].concat())["kind"], "usage");
+    }
     assert_eq!(throughline(["no-such-verb"]).status.code(), Some(125));
     assert!(throughline(["--help"]).status.success());
 }

@@ -44,6 +44,27 @@ fn a_name_whose_creator_died_is_free_again_and_that_of_a_sandbox_is_not() {
     drop(second);
     assert!(!Places::open(&name).unwrap().reclaim().unwrap());
     assert!(matches!(Places::claim(&name), Err(PlaceError::Taken(_))));
-    Places::clear(&name).unwrap();
+    Places::open(&name).unwrap().clear().unwrap();
+    assert!(!Places::names().unwrap().contains(&name));
+}
+
+#[test]
+fn who_has_a_sandbox_that_was_removed_takes_nothing_from_the_next_one_of_its_name() {
+    let name = format!("replaced-test-{}", std::process::id());
+    let make = || {
+        let mut places = Places::claim(&name).unwrap();
+        fs::write(places.runtime().join(RECORD), "{}").unwrap();
+        places.settle();
+        places
+    };
+    let (first, seen) = (make(), Places::open(&name).unwrap());
+    Places::open(&name).unwrap().clear().unwrap();
+    let second = make();
+    assert!(first.is_replaced() && seen.is_replaced() && !second.is_replaced());
+    first.free_memory().unwrap();
+    seen.clear().unwrap();
+    drop(first);
+    assert!(second.current().is_dir() && second.exists());
+    drop(second);
     assert!(!Places::names().unwrap().contains(&name));
 }

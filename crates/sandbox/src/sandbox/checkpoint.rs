@@ -14,6 +14,8 @@ pub(super) const PREFIX: &str = "checkpoint-";
 
 /// How long after a try that found the sandbox paused the next one is made, at most.
 const PAUSED: Duration = Duration::from_secs(1);
+/// The same after one that failed otherwise.
+const AGAIN: Duration = Duration::from_secs(10);
 
 impl Sandbox {
     /// Takes a checkpoint, which takes the place of the one before: the moment that [`roll_back`](Self::roll_back)
@@ -42,8 +44,8 @@ impl Sandbox {
     }
 
     /// Takes checkpoints for as long as it is polled, the first at once, as often as was
-    /// [noted](Self::checkpoint_every). One that fails is told to the log, and the next is taken in
-    /// its turn. Cancel-safe.
+    /// [noted](Self::checkpoint_every). One that fails is told to the log, and tried again after
+    /// ten seconds at most. Cancel-safe.
     pub async fn keep_checkpoints(&self) -> Infallible {
         let Some(every) = self.record().checkpoints.every_ms else {
             return std::future::pending().await;
@@ -57,7 +59,10 @@ impl Sandbox {
                 Ok(report) => tracing::debug!(?report, "a checkpoint"),
                 // Soon after it runs again.
                 Err(SandboxError::Paused(_)) => ticks.reset_after(every.min(PAUSED)),
-                Err(error) => tracing::warn!(%error, "a checkpoint was not taken"),
+                Err(error) => {
+                    tracing::warn!(%error, "a checkpoint was not taken");
+                    ticks.reset_after(every.min(AGAIN));
+                }
             }
         }
     }

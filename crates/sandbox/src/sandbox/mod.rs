@@ -24,7 +24,7 @@ use crate::engine::{Exit, Hardware, Vm, VmRecord, end_left};
 use crate::files::Files;
 use crate::guest::{Guest, Here};
 use crate::image::Rootfs;
-use crate::places::Places;
+use crate::places::{PlaceError, Places};
 use crate::steps::step;
 use crate::{SandboxError, bundle};
 
@@ -94,10 +94,14 @@ impl Sandbox {
     /// Removes the folders of a sandbox whose process was killed, and so could not. Its machine must have
     /// ended. Nothing happens when there are none.
     pub fn clear(name: &str) -> Result<(), SandboxError> {
+        let places = match Places::open(name) {
+            Err(PlaceError::Missing(_)) => return Ok(()),
+            places => places?,
+        };
         if let Ok(crate::Known { record: Some(record), .. }) = crate::Known::find(name) {
             crate::engine::remove_groups(&record.machine.groups);
         }
-        Ok(Places::clear(name)?)
+        Ok(places.clear()?)
     }
 
     /// The connection to the guest. Its doorbell, should it hang up, is connected anew by the sandbox.
@@ -164,8 +168,8 @@ impl Sandbox {
 
     /// Changes what is on paper, before it becomes true.
     fn change(&self, change: impl FnOnce(&mut Record)) -> Result<(), SandboxError> {
-        if self.went_back.load(Ordering::Acquire) {
-            // What is on paper is its successor's.
+        if self.went_back.load(Ordering::Acquire) || self.places.is_replaced() {
+            // What is on paper is its successor's, or another's.
             return Err(SandboxError::Dead(self.name().to_owned()));
         }
         let mut record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
