@@ -1,7 +1,7 @@
 //! Removing what is not needed any more.
 
 use serde_json::json;
-use throughline_sandbox::{Known, PlaceError, SandboxError};
+use throughline_sandbox::{Known, PlaceError, Sandbox, SandboxError, State};
 
 use super::connect;
 use crate::error::CliError;
@@ -33,7 +33,14 @@ pub async fn remove(name: &str, force: bool) -> Result<(), CliError> {
         if !force {
             return Err(CliError::Usage(format!("sandbox {name:?} runs; end it first, or use `rm --force`")));
         }
-        let killed = async { Ok::<_, CliError>(connect(name).await?.kill().await?) }.await;
+        let killed = async {
+            // Nobody has to bring it back for that, and perhaps nobody can.
+            if known.state == State::Lost && Sandbox::give_up(name).is_ok() {
+                return Ok(());
+            }
+            connect(name).await?.kill().await.map(drop).map_err(CliError::from)
+        };
+        let killed = killed.await;
         // One that was lost, and did not come back, is dead by now.
         if let Err(error) = killed
             && Known::find(name).is_ok_and(|known| known.is_alive())

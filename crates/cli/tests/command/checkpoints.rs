@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Stdio};
 
-use crate::dying::{Steps, checkpoints, kill_machine, kill_shim, shim, state};
+use crate::dying::{Steps, checkpoints, is_gone, kill_machine, kill_shim, shim, state};
 use crate::support::{Name, command, json, machines, places, printed, row, text, throughline, until};
 
 const LINES: usize = 40;
@@ -160,4 +160,13 @@ fn vm_checkpoint_survives_commands_and_shims_that_cannot_go_back_to_it_and_each_
     std::fs::remove_file(&obstacle).unwrap();
     assert_eq!(printed(["exec", &name.0, "--", "echo", "back"]), "back\n");
     assert_eq!(checkpoints(&name)["times"], 2);
+
+    // Removing it takes nothing that going back would take.
+    kill_shim(&name);
+    kill_machine(&name);
+    until(|| row(&name.0).unwrap()["state"] == "lost");
+    let mut remove = Command::new(command());
+    let removed = remove.args(["rm", "--force", &name.0]).env("PATH", "/nonexistent").output().unwrap();
+    assert!(removed.status.success(), "{}", text(&removed.stderr));
+    is_gone(&name, "its removal");
 }

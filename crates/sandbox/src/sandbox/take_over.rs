@@ -55,6 +55,25 @@ impl Sandbox {
         Ok(this)
     }
 
+    /// Ends a sandbox whose machine has died, and that would go back to its last checkpoint: it will not. Nothing happens
+    /// where there is a machine that runs, or the end is on paper already.
+    ///
+    /// # Errors
+    /// There is no such sandbox; another process has it ([`Sidecar`](SandboxError::Sidecar)), and may be going back just
+    /// now.
+    pub fn give_up(name: &str) -> Result<(), SandboxError> {
+        let places = Places::open(name)?;
+        let _lease = lease(&places.current())?;
+        match Record::read(places.runtime())? {
+            Some(record)
+                if record.exit.is_none() && (record.checkpoints.going_back || !record.machine.is_running()) =>
+            {
+                given_up(&places, record).map(drop)
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn attach(
         places: Places,
         record: Record,
