@@ -60,6 +60,9 @@ pub enum PlaceError {
     },
 }
 
+/// How often the removal of a folder is begun anew in which somebody makes a file meanwhile.
+const REMOVALS: usize = 100;
+
 /// The folders of one sandbox. Dropping this removes them.
 #[derive(Debug)]
 pub(crate) struct Places {
@@ -172,7 +175,10 @@ impl Places {
         end_left(&self.runtime).map_err(failed(&self.runtime))?;
         for folder in [&self.runtime, &self.memory] {
             step("wipe");
-            match fs::remove_dir_all(folder) {
+            // Who saw the end of its machine may be noting it there just now.
+            let again = |removed: &io::Result<()>| matches!(removed, Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty);
+            let mut removals = (0..REMOVALS).map(|_| fs::remove_dir_all(folder));
+            match removals.find(|removed| !again(removed)).unwrap_or_else(|| fs::remove_dir_all(folder)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(folder)(error)),
                 _ => {}
             }

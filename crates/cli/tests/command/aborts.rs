@@ -75,7 +75,9 @@ fn vm_a_shim_that_dies_at_any_step_of_a_snapshot_that_stops_leaves_the_sandbox_o
         let restored = steps.run(&["snapshot", "restore", kept.to_str().unwrap(), "--name", &counting.name.0]);
         assert!(restored.status.success(), "{}", text(&restored.stderr));
         kill_shim(&counting.name);
-        let _ = steps.run_until_dead(&stop, &numbered_anew(after, &noted));
+        steps.die(&numbered_anew(after, &noted));
+        let _ = steps.run(&stop);
+        steps.live();
         let is_there = place.exists();
         if is_there {
             // What is asked next finds that it has ended.
@@ -109,7 +111,9 @@ fn vm_whoever_dies_at_any_step_of_a_fork_leaves_whole_children_or_none() {
     assert!(noted.iter().any(|step| step.starts_with("command ")) && noted.len() > 8, "{noted:?}");
     let mut born = 0;
     for after in &different(&noted) {
-        let _ = steps.run_until_dead(&fork, after);
+        steps.die(after);
+        let _ = steps.run(&fork);
+        steps.live();
         born += usize::from(whole_or_none(&child, after));
         counting.is_whole(after);
     }
@@ -136,8 +140,9 @@ fn vm_whoever_dies_at_any_step_of_a_restore_leaves_a_whole_sandbox_or_none() {
     printed(["rm", "--force", &name.0]);
     let mut born = 0;
     for after in &different(&noted) {
-        let died = steps.run_until_dead(&restore, after);
-        assert!(!died.status.success(), "{after}: nobody died");
+        steps.die(after);
+        let _ = steps.run(&restore);
+        steps.live();
         born += usize::from(whole_or_none(&name, after));
     }
     assert!((1..noted.len()).contains(&born), "{born} of {}", noted.len());
@@ -275,7 +280,9 @@ fn vm_whoever_dies_at_any_step_of_a_removal_leaves_what_the_next_removal_removes
     assert!(noted.iter().any(|step| step.starts_with("shim concluded")), "{noted:?}");
     for after in &noted {
         restore();
-        let _ = steps.run_until_dead(&remove, after);
+        steps.die(after);
+        let _ = steps.run(&remove);
+        steps.live();
         printed(remove);
         is_gone(&name, after);
     }

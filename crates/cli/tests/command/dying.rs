@@ -33,17 +33,6 @@ impl Steps {
         run.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     }
 
-    /// The command, of whose processes one dies after this step.
-    pub fn run_until_dead(&self, arguments: &[&str], after: &str) -> Output {
-        let times = || self.noted().iter().filter(|step| *step == after).count();
-        let before = times();
-        self.die(after);
-        let output = self.run(arguments);
-        self.live();
-        assert!(times() > before, "nobody came to {after}");
-        output
-    }
-
     pub fn forget(&self) {
         let _ = fs::remove_file(self.file("steps"));
     }
