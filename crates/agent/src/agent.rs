@@ -82,6 +82,7 @@ impl Agent {
                 spawner: Spawner::new(entrance, options.is_init),
                 reaper: Reaper::new(scope),
                 gate: Gate::closed(),
+                output: Gate::closed(),
                 etc: options.places.etc.clone(),
             },
             ledger: Ledger::default(),

@@ -178,6 +178,7 @@ impl<'a> Control<'a> {
         if self.still == Still::Nothing {
             self.still = Still::Services;
             self.agent.executor.gate.close();
+            self.agent.executor.output.close();
             self.link.freeze();
         }
         if self.still == Still::Programs {
@@ -216,6 +217,7 @@ impl<'a> Control<'a> {
             say(&error.to_string());
         }
         self.link.thaw();
+        self.agent.executor.output.open();
         self.agent.executor.gate.open();
     }
 }

@@ -68,7 +68,7 @@ pub(crate) async fn perform(agent: &Agent) -> Result<(), RehearsalError> {
         let mut listener = guest.listener(port::EXEC)?;
         if let Channel::Messages(messages) = listener.accept().await? {
             let (sender, receiver) = messages.into_split();
-            agent.executor.serve_from(&spawner, &gate, receiver, sender).await?;
+            agent.executor.serve_from(&spawner, [&gate, &gate], receiver, sender).await?;
         }
         Ok(())
     };

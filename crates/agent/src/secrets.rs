@@ -4,10 +4,12 @@
 //! open or mapped finds it again once it was handed over anew. From then until that they are *owed*.
 
 use std::cell::{Cell, RefCell};
+use std::collections::HashSet;
 use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use throughline_wire::secrets::{MAX_VALUE, MOST, is_name};
 use tokio::sync::watch;
@@ -39,10 +41,29 @@ struct Held {
     turn: u64,
 }
 
+/// Which files are secrets, or have been. For threads: those are not stopped where secrets are overwritten, and what they
+/// read would stay in the agent's memory.
+#[derive(Clone, Debug, Default)]
+pub struct Files(Arc<Mutex<HashSet<(u64, u64)>>>);
+
+impl Files {
+    /// Whether the file of this device and number is one.
+    pub fn has(&self, device: u64, number: u64) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(&(device, number))
+    }
+
+    fn add(&self, file: &File) -> io::Result<()> {
+        let data = file.metadata()?;
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert((data.dev(), data.ino()));
+        Ok(())
+    }
+}
+
 /// All of them.
 #[derive(Debug)]
 pub struct Secrets {
     folder: PathBuf,
+    files: Files,
     held: RefCell<Vec<Held>>,
     owed: watch::Sender<bool>,
     /// Who hands them over: the last one counts.
@@ -56,7 +77,18 @@ pub struct Turn(u64);
 impl Secrets {
     /// None yet; `folder` is made with the first.
     pub fn new(folder: PathBuf) -> Self {
-        Self { folder, held: RefCell::default(), owed: watch::Sender::new(false), turn: Cell::new(0) }
+        Self {
+            folder,
+            files: Files::default(),
+            held: RefCell::default(),
+            owed: watch::Sender::new(false),
+            turn: Cell::new(0),
+        }
+    }
+
+    /// Which files are secrets, from now on too.
+    pub fn files(&self) -> Files {
+        self.files.clone()
     }
 
     /// Whether the user's processes have to wait for them.
@@ -162,6 +194,7 @@ impl Secrets {
             _ => {}
         }
         let file = File::options().write(true).create_new(true).open(path)?;
+        self.files.add(&file)?;
         file.set_permissions(Permissions::from_mode(0o444))?;
         Ok(file)
     }

@@ -9,11 +9,13 @@ use common::rig::{exists, identity, rig, until};
 use common::{WATCHDOG, argv, shell};
 use throughline::{Identity, NotTaken};
 use throughline_agent::control::Switches;
-use throughline_wire::exec::Exit;
+use throughline_wire::exec::{Event, Exit};
 use throughline_wire::{PROTOCOL, decode, encode, info, port, power, secrets};
 
 /// Long enough for something that must not happen to happen, if it can; a slow machine only makes a test weaker.
 const WRONG: Duration = Duration::from_millis(50);
+/// More bytes than a ring and a message hold; with a pipe they hold more.
+const FILLING: usize = 90_000;
 
 #[test]
 fn nothing_is_served_before_the_first_identity() {
@@ -125,6 +127,27 @@ fn an_identity_that_comes_while_the_guest_is_held_does_not_wake_it() {
 }
 
 #[test]
+fn an_identity_that_changes_while_its_hook_runs_is_repaired_again_before_anything_runs() {
+    rig("changes", Switches::default(), async |rig| {
+        rig.identify(1).await;
+        let (trace, go) = (rig.file("trace"), rig.file("go"));
+        let wait = format!("while [ ! -e {} ]; do sleep 0.01; done", go.display());
+        let say = |what: &str| format!("echo {what} $THROUGHLINE_EPOCH >>{}", trace.display());
+        rig.hook(&format!("{}; {wait}; {}", say("begun"), say("ended")));
+        rig.host.give_identity(&identity(2));
+        exists(&trace).await;
+        let mut command = rig.start(shell(&format!("echo ran >>{}", trace.display()))).await;
+        rig.host.give_identity(&identity(3));
+        std::fs::write(&go, "").unwrap();
+        rig.host.identity_taken(WATCHDOG).await.unwrap();
+        while command.recv().await.unwrap().is_some() {}
+        let lines = [2, 3].map(|seq| format!("begun {0:032x}\nended {0:032x}\n", identity(seq).epoch));
+        assert_eq!(std::fs::read_to_string(&trace).unwrap(), lines.concat() + "ran\n");
+        assert_eq!(std::fs::read_to_string(rig.file("run/epoch")).unwrap(), format!("{:032x}\n", identity(3).epoch));
+    });
+}
+
+#[test]
 fn a_running_guest_is_stopped_for_a_new_identity() {
     rig("running", Switches::default(), async |rig| {
         rig.identify(1).await;
@@ -164,13 +187,6 @@ fn a_guest_whose_repair_failed_stays_closed_until_the_next_identity() {
 #[test]
 fn nothing_runs_before_its_secrets_and_none_is_there_while_the_guest_is_quiet() {
     rig("secrets", Switches::default(), async |rig| {
-        let hand_over = async |value: &[u8]| {
-            let mut channel = rig.host.connect_with(port::SECRETS).unanswered().messages().await.unwrap();
-            for request in [secrets::Request::Piece { name: "key", data: value }, secrets::Request::End] {
-                channel.send(&encode(&request).unwrap()).await.unwrap();
-            }
-            decode::<secrets::Reply>(&channel.recv().await.unwrap().unwrap()).unwrap()
-        };
         let file = rig.file("secrets/key");
         let show = shell(&format!("cat {}", file.display()));
         let follow = |seq| Identity { flags: Identity::SECRETS_FOLLOW, ..identity(seq) };
@@ -178,7 +194,7 @@ fn nothing_runs_before_its_secrets_and_none_is_there_while_the_guest_is_quiet() 
         rig.host.identity_taken(WATCHDOG).await.unwrap();
         let mut early = rig.start(show.clone()).await;
         assert!(tokio::time::timeout(WRONG, early.recv()).await.is_err(), "served without its secrets");
-        assert_eq!(hand_over(b"one").await, secrets::Reply::InPlace);
+        assert_eq!(rig.hand_over(b"one").await, secrets::Reply::InPlace);
         assert_eq!(rig.finish(early).await.0, b"one");
 
         rig.host.quiesce(WATCHDOG).await.unwrap();
@@ -190,15 +206,48 @@ fn nothing_runs_before_its_secrets_and_none_is_there_while_the_guest_is_quiet() 
         rig.host.quiesce(WATCHDOG).await.unwrap();
         rig.host.lift_quiesce();
         assert!(tokio::time::timeout(WRONG, early.recv()).await.is_err() && rig.is_frozen());
-        assert_eq!(hand_over(b"one").await, secrets::Reply::InPlace);
+        assert_eq!(rig.hand_over(b"one").await, secrets::Reply::InPlace);
         assert_eq!(rig.finish(early).await.0, b"one");
         // Whoever does not know whether they are there hands them over.
-        assert_eq!(hand_over(b"one").await, secrets::Reply::InPlace);
+        assert_eq!(rig.hand_over(b"one").await, secrets::Reply::InPlace);
         assert_eq!(rig.run(show).await.0, b"one");
 
         rig.identify(2).await;
         assert!(!file.exists(), "another identity has none");
         assert_eq!(rig.run(argv(&["true"])).await.1, Some(Exit::Code(0)));
+    });
+}
+
+/// A program that copies a file by `sendfile` puts its pages into the pipe, not its bytes.
+#[test]
+fn what_a_command_has_printed_of_a_secret_is_read_when_the_secret_is_in_place_again() {
+    rig("printed", Switches::default(), async |rig| {
+        let (file, done) = (rig.file("secrets/key"), rig.file("done"));
+        rig.host.give_identity(&Identity { flags: Identity::SECRETS_FOLLOW, ..identity(1) });
+        rig.host.identity_taken(WATCHDOG).await.unwrap();
+        assert_eq!(rig.hand_over(b"value").await, secrets::Reply::InPlace);
+        // More than the ring holds: the secret waits in the pipe.
+        let script = format!("head -c {FILLING} /dev/zero; busybox cat {}; echo >{}", file.display(), done.display());
+        let mut command = rig.start(shell(&script)).await;
+        exists(&done).await;
+        rig.host.quiesce(WATCHDOG).await.unwrap();
+        rig.host.lift_quiesce();
+        let mut bytes = 0;
+        while let Ok(message) = tokio::time::timeout(WRONG, command.recv()).await {
+            if let Event::Stdout { data, .. } = decode(&message.unwrap().unwrap()).unwrap() {
+                bytes += data.len();
+            }
+        }
+        assert!((1..FILLING).contains(&bytes), "{bytes} bytes were read");
+        assert_eq!(rig.hand_over(b"value").await, secrets::Reply::InPlace);
+        let mut rest = Vec::new();
+        while let Some(message) = command.recv().await.unwrap() {
+            if let Event::Stdout { data, .. } = decode(&message).unwrap() {
+                rest.extend_from_slice(data);
+            }
+        }
+        assert_eq!(bytes + rest.len(), FILLING + 5);
+        assert!(rest.ends_with(b"value"), "{:?}", &rest[rest.len() - 5..]);
     });
 }
 

@@ -55,6 +55,7 @@ impl CliError {
                 Kind::Version => "version",
                 Kind::Missing => "missing",
                 Kind::Taken => "taken",
+                Kind::Held => "held",
                 Kind::Misuse => "usage",
                 Kind::Ended => "ended",
                 Kind::Lost => "lost",

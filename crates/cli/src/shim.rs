@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, Write};
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::de::DeserializeOwned;
 use throughline_shim::pool::Keeper;
 use throughline_shim::server::{self, Server};
@@ -16,6 +17,7 @@ const FIRST: usize = 16 << 10;
 
 /// Reads what to do from the standard input, says what came of it, and serves.
 pub async fn run() -> Result<u8, CliError> {
+    raise_limits();
     let begun = match read().await? {
         Some(Start::Wait { bundle, index, trusted }) => match server::wait(&bundle, index, trusted).await {
             Ok(waiting) => {
@@ -51,6 +53,7 @@ pub async fn run() -> Result<u8, CliError> {
 
 /// `throughline keeper`: the process that holds a pool. Started by `pool create`.
 pub async fn keep() -> Result<u8, CliError> {
+    raise_limits();
     let Some(start) = read().await? else {
         return Err(not_for_people("it reads what to do from its standard input"));
     };
@@ -66,6 +69,13 @@ pub async fn keep() -> Result<u8, CliError> {
             Ok(super::OWN_FAILURE)
         }
     }
+}
+
+/// Lets as many files be open as may be: each client has several. Nothing here counts descriptors in a small set.
+fn raise_limits() {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    // With fewer it goes on, for fewer clients.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
 }
 
 /// The next line of the standard input; `None` at its end.

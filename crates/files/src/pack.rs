@@ -62,25 +62,27 @@ pub fn found(root: &Root, path: &[u8], follow: bool) -> Result<Found, Failure> {
     Ok(Found { kind, mode: stat.st_mode & 0o7777, size: stat.st_size.cast_unsigned(), mtime: stat.st_mtime })
 }
 
-/// Sends what there is at a path in the root. What was sent before a failure is counted.
+/// Files that are not sent, by what is known of each.
+pub type Withheld<'a> = &'a dyn Fn(&Stat) -> bool;
+
+/// Sends what there is at a path in the root. What was sent before a failure is counted; a file that is withheld is one.
 pub fn pack(
     root: &Root,
-    path: &[u8],
-    form: &Form,
-    follow: bool,
+    (path, form, follow): (&[u8], &Form, bool),
+    withheld: Withheld<'_>,
     output: &mut Output,
     copied: &mut Summary,
 ) -> Result<(), Failure> {
     let source = Source::find(root, path, follow)?;
     let stat = source.stat(path)?;
     let kind = FileType::from_raw_mode(stat.st_mode);
-    let mut packer = Packer { output, copied };
+    let mut packer = Packer { withheld, output, copied };
     match form {
         Form::Bytes => {
             if kind == FileType::Directory {
                 return Err(failure(FailureKind::IsAFolder, path, "is a folder, and has no bytes of its own"));
             }
-            let file = regular(source.open(root, path)?, path)?;
+            let file = packer.regular(source.open(root, path)?, path)?;
             packer.copy(&file.0, path, None)?;
             packer.copied.entries += 1;
         }
@@ -104,6 +106,7 @@ pub fn pack(
 }
 
 struct Packer<'a> {
+    withheld: Withheld<'a>,
     output: &'a mut Output,
     copied: &'a mut Summary,
 }
@@ -171,11 +174,21 @@ impl Packer<'_> {
     }
 
     fn file(&mut self, file: OwnedFd, path: &[u8], name: &[u8]) -> Result<(), Failure> {
-        let (file, stat) = regular(file, path)?;
+        let (file, stat) = self.regular(file, path)?;
         let size = stat.st_size.cast_unsigned();
         self.header(EntryType::Regular, name, &stat, size, b"")?;
         self.copy(&file, path, Some(size))?;
         archive::pad(self.output, size).map_err(unwanted)
+    }
+
+    /// A file with bytes; what it is may have changed since somebody looked.
+    fn regular(&self, file: OwnedFd, path: &[u8]) -> Result<(OwnedFd, Stat), Failure> {
+        let stat = fstat(&file).map_err(system(path, "look at it"))?;
+        special(FileType::from_raw_mode(stat.st_mode), path)?;
+        if (self.withheld)(&stat) {
+            return Err(failure(FailureKind::Refused, path, "is a secret, which is not copied"));
+        }
+        Ok((file, stat))
     }
 
     fn header(&mut self, kind: EntryType, name: &[u8], stat: &Stat, size: u64, link: &[u8]) -> Result<(), Failure> {
@@ -206,13 +219,6 @@ impl Packer<'_> {
         }
         Ok(())
     }
-}
-
-/// A file with bytes; what it is may have changed since somebody looked.
-fn regular(file: OwnedFd, path: &[u8]) -> Result<(OwnedFd, Stat), Failure> {
-    let stat = fstat(&file).map_err(system(path, "look at it"))?;
-    special(FileType::from_raw_mode(stat.st_mode), path)?;
-    Ok((file, stat))
 }
 
 fn special(kind: FileType, path: &[u8]) -> Result<(), Failure> {

@@ -48,6 +48,8 @@ pub enum Ended {
     Upstream,
     /// Downstream's peer has closed.
     Downstream,
+    /// Downstream's peer has reset: what it said, and upstream's peer has not read, is to be dropped.
+    Reset,
 }
 
 /// Carries an upstream channel's bytes to a downstream one, and back.
@@ -138,7 +140,7 @@ impl Relay {
             _ = &mut back => match out.await? {
                 // Whether downstream reset or finished: it has nothing more to say.
                 Stop::From => return Ok(Ended::Upstream),
-                Stop::To => return Ok(Ended::Downstream),
+                Stop::To => return Ok(self.closed().await),
             },
         };
         if first == Stop::From {
@@ -146,9 +148,21 @@ impl Relay {
             let _ = back.await;
             return Ok(Ended::Upstream);
         }
-        // Its last words; upstream's peer need not read them for ever.
-        let _ = tokio::time::timeout(LAST_WORDS, back).await;
-        Ok(Ended::Downstream)
+        let closed = self.closed().await;
+        if closed == Ended::Downstream {
+            // Its last words; upstream's peer need not read them for ever.
+            let _ = tokio::time::timeout(LAST_WORDS, back).await;
+        }
+        Ok(closed)
+    }
+
+    /// How downstream's peer has closed, once it has.
+    async fn closed(&self) -> Ended {
+        let this = self.down.this;
+        match self.down.wait(|core, cx| core.poll_over(this, cx)).await {
+            Err(Error::Reset) => Ended::Reset,
+            Ok(()) | Err(_) => Ended::Downstream,
+        }
     }
 
     fn ways(&self) -> Result<(Way<'_>, Way<'_>), Error> {
@@ -158,6 +172,14 @@ impl Relay {
         let back =
             Way { from: &self.down, to: &self.up, from_began: below.received_from, to_began: sent, tells: !self.kept };
         Ok((out, back))
+    }
+
+    /// Bytes of upstream's peer that have not been passed on to downstream's ring, which is as long as upstream's: what was
+    /// passed on is there to be read, whatever becomes of this.
+    pub fn pending(&self) -> u64 {
+        let (Ok(above), Ok(below)) = (self.up.info(), self.down.info()) else { return 0 };
+        let passed = self.began.received + (below.sent - below.sent_from);
+        (above.received + above.unread).saturating_sub(passed)
     }
 
     /// Consumes upstream what downstream's peer has consumed, which may have ended without a word.

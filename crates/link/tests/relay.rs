@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use throughline::{Began, ChannelId, Class, Doorbell, Ended, Geometry, Link, Region, Relay, Side, Sidecar};
+use throughline::{Began, ChannelId, Class, Doorbell, Ended, Geometry, Link, Messages, Region, Relay, Side, Sidecar};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const PORT: u32 = 7;
@@ -137,19 +137,35 @@ async fn a_stream_through_a_middle_that_is_replaced_arrives_once_and_in_order() 
     .await;
 }
 
+/// Two channels of messages, to be paired.
+struct Ends {
+    ours: Messages,
+    up: ChannelId,
+    down: ChannelId,
+    theirs: Messages,
+}
+
+impl Scene {
+    async fn ends(&self) -> Ends {
+        let (mut up_end, mut down_end) = (self.server.listener(PORT).unwrap(), self.below.listener(PORT).unwrap());
+        let ours = self.client.connect_with(PORT).unanswered().messages().await.unwrap();
+        let up = self.above.connect_with(PORT).unanswered().messages().await.unwrap().release();
+        let down = down_end.accept().await.unwrap().messages().unwrap().release();
+        let theirs = up_end.accept().await.unwrap().messages().unwrap();
+        Ends { ours, up, down, theirs }
+    }
+}
+
 #[tokio::test]
 async fn what_the_client_has_not_consumed_waits_upstream_for_the_next_one() {
     watched(async {
         let scene = Scene::new();
-        let (mut up_end, mut down_end) = (scene.server.listener(PORT).unwrap(), scene.below.listener(PORT).unwrap());
-        let mut ours = scene.client.connect_with(PORT).unanswered().messages().await.unwrap();
-        let up = scene.above.connect_with(PORT).unanswered().messages().await.unwrap().release();
-        let down = down_end.accept().await.unwrap().messages().unwrap().release();
-        let mut theirs = up_end.accept().await.unwrap().messages().unwrap();
+        let Ends { mut ours, up, down, mut theirs } = scene.ends().await;
         for number in 0..10_u8 {
             theirs.send(&[number]).await.unwrap();
         }
         let relay = scene.relay(up, down, Began::now(&theirs_seen_from(&scene.above, up)));
+        assert_eq!(relay.pending(), 10 * 16);
         let reading = async {
             for number in 0..4_u8 {
                 assert_eq!(ours.recv().await.unwrap(), Some(vec![number]));
@@ -164,12 +180,33 @@ async fn what_the_client_has_not_consumed_waits_upstream_for_the_next_one() {
             ours = reading => ours,
             ended = relay.run() => panic!("{ended:?}"),
         };
+        assert_eq!(relay.pending(), 0);
         drop(ours);
         assert_eq!(relay.run().await, Ok(Ended::Downstream));
         relay.settle().await.unwrap();
         relay.detach();
         let mut next = scene.above.adopt(up).unwrap().messages().unwrap();
         assert_eq!(next.recv().await.unwrap(), Some(vec![4]));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_a_client_said_before_it_reset_is_dropped_upstream_too() {
+    watched(async {
+        let scene = Scene::new();
+        let Ends { mut ours, up, down, mut theirs } = scene.ends().await;
+        let relay = scene.relay(up, down, Began::now(&theirs_seen_from(&scene.above, up))).keep();
+        ours.send(b"a request").await.unwrap();
+        tokio::select! {
+            // It is there, and nobody has read it.
+            () = async { while theirs.info().unwrap().unread == 0 { tokio::task::yield_now().await } } => {}
+            ended = relay.run() => panic!("{ended:?}"),
+        }
+        ours.abort();
+        assert_eq!(relay.run().await, Ok(Ended::Reset));
+        relay.abort();
+        assert_eq!(theirs.recv().await, Err(throughline::Error::Reset));
     })
     .await;
 }

@@ -88,16 +88,22 @@ impl Command {
         self
     }
 
-    /// Starts it, and returns when it runs. Dropping the future, or what it returns, kills the command.
+    /// Starts it, and returns when it runs. Dropping the future, or what it returns, kills the command; one that the
+    /// guest has not begun by then is never begun.
     pub async fn spawn(self) -> Result<Child, SandboxError> {
         let request = encode(&Request::Start(self.start))?;
         let guest = self.guest;
         let work = async {
             let opening = Opening { port: port::EXEC, ring_bytes: request.len() as u64 + 16, label: &self.label };
-            let mut messages = guest.messages(opening).await?;
-            messages.send(&request).await?;
+            let mut asked = Asked(Some(guest.messages(opening).await?));
+            let answer = asked.first_answer(&request).await?;
+            let Some(messages) = asked.0.take() else { return Err(SandboxError::Channel(throughline::Error::Ended)) };
             let mut child = Child::adopt(messages, guest.clone());
-            match child.events.next().await? {
+            let first = match answer {
+                Some(message) => child.events.understand(&message)?,
+                None => child.events.next().await?,
+            };
+            match first {
                 Some(ChildEvent::Started { .. }) => Ok(child),
                 other => Err(SandboxError::Nonsense(format!("a command began with {other:?}"))),
             }
@@ -108,6 +114,26 @@ impl Command {
     /// Runs it to its end, and collects what it printed. Its input is empty.
     pub async fn output(self) -> Result<Output, SandboxError> {
         self.spawn().await?.events.collect().await
+    }
+}
+
+/// The channel of a command that was asked for. Dropped before there is an answer, it is reset: then a guest that has not
+/// read the request never does.
+struct Asked(Option<Messages>);
+
+impl Asked {
+    async fn first_answer(&mut self, request: &[u8]) -> Result<Option<Vec<u8>>, SandboxError> {
+        let Some(messages) = &mut self.0 else { return Ok(None) };
+        messages.send(request).await?;
+        Ok(messages.recv().await?)
+    }
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        if let Some(messages) = self.0.take() {
+            messages.abort();
+        }
     }
 }
 

@@ -44,7 +44,7 @@ impl Check {
 /// Looks at everything. The first call on a host may take some seconds, as KVM is tried.
 pub async fn examine() -> Vec<Check> {
     let mut checks = monitor().await;
-    checks.extend([kernel(), memory(), runtime(), descriptors(), locked_memory(), userlands(), zygotes()]);
+    checks.extend([kernel(), memory(), runtime(), descriptors(), watches(), locked_memory(), userlands(), zygotes()]);
     let confinement = crate::engine::try_confinement();
     checks.push(tracing_scope(confinement.as_ref().ok()));
     checks.extend(confined(confinement));
@@ -116,9 +116,25 @@ fn runtime() -> Check {
 
 fn descriptors() -> Check {
     const ENOUGH: u64 = 256;
-    let most = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    // Shims and keepers raise their own limit to this.
+    let most = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
     let state = if most < ENOUGH { State::Warning } else { State::Ok };
-    Check::new("descriptors", state, format!("{most} files may be open at once"), "ulimit -n 1024")
+    let detail = format!("{most} files may be open at once in each sandbox's shim");
+    Check::new("descriptors", state, detail, "ulimit -Hn 1024")
+}
+
+/// Each sandbox has one, for its console.
+fn watches() -> Check {
+    const ENOUGH: u64 = 128;
+    let most = std::fs::read_to_string("/proc/sys/fs/inotify/max_user_instances");
+    let Some(most) = most.ok().and_then(|most| most.trim().parse::<u64>().ok()) else {
+        let detail = "this kernel has no inotify: consoles are looked at each second";
+        return Check::new("watches", State::Ok, detail, "");
+    };
+    let state = if most < ENOUGH { State::Warning } else { State::Ok };
+    let detail =
+        format!("{most} sandboxes at most have their consoles watched; those of more are looked at each second");
+    Check::new("watches", state, detail, "sysctl fs.inotify.max_user_instances=1024")
 }
 
 fn locked_memory() -> Check {

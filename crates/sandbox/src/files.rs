@@ -263,7 +263,7 @@ async fn prepare(source: Source, follow: bool) -> Result<(Prepared, Content, Opt
 impl Prepared {
     fn send(self, output: &mut Output, copied: &mut Summary) -> Result<(), Failure> {
         match self {
-            Self::Tree { path, form, follow } => pack(&root()?, &path, &form, follow, output, copied),
+            Self::Tree { path, form, follow } => pack(&root()?, (&path, &form, follow), &|_| false, output, copied),
             Self::Reader(mut reader) => pass(&mut reader, output)
                 .map_err(|error| failure(FailureKind::Other, b"input", format!("cannot be read: {error}"))),
         }

@@ -13,18 +13,30 @@ use tokio::time::{Instant, sleep_until};
 
 /// Before what was taken is made anew: whoever took it has the processors first.
 const GRACE: Duration = Duration::from_millis(150);
-/// After a failure, or after the end of one that waited, before the next try.
+/// After a failure, or after the end of one that waited, before the next try; twice as long after each further failure.
 const PAUSE: Duration = Duration::from_secs(1);
+/// At most.
+const LONGEST: Duration = Duration::from_mins(1);
 
 type Making<T, E> = Pin<Box<dyn Future<Output = Result<T, E>> + Send>>;
 type Ending = Pin<Box<dyn Future<Output = ()> + Send>>;
 type Taker<T, E> = oneshot::Sender<Result<T, E>>;
+
+/// What came of making things, since one was made last.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Failures {
+    /// How many tries in a row came to nothing.
+    pub count: u32,
+    /// Why the last one did.
+    pub last: Option<String>,
+}
 
 /// Things that wait to be taken. Dropping it drops them.
 #[derive(Debug)]
 pub struct Stock<T, E> {
     takers: mpsc::UnboundedSender<Taker<T, E>>,
     waiting: watch::Receiver<usize>,
+    failures: watch::Receiver<Failures>,
     keeping: AbortHandle,
 }
 
@@ -49,6 +61,7 @@ impl<T: Send + 'static, E: std::fmt::Display + Send + 'static> Stock<T, E> {
     {
         let (takers, requests) = mpsc::unbounded_channel();
         let (count, waiting) = watch::channel(0);
+        let (failed, failures) = watch::channel(Failures::default());
         let watched = move |thing: T| {
             let ended: Ending = Box::pin(ended(&thing));
             (thing, ended)
@@ -61,9 +74,12 @@ impl<T: Send + 'static, E: std::fmt::Display + Send + 'static> Stock<T, E> {
             takers: VecDeque::new(),
             making: JoinSet::new(),
             rest: None,
+            pause: PAUSE,
+            round: false,
             count,
+            failed,
         };
-        Self { takers, waiting, keeping: tokio::spawn(keeper.keep(requests)).abort_handle() }
+        Self { takers, waiting, failures, keeping: tokio::spawn(keeper.keep(requests)).abort_handle() }
     }
 
     /// Takes one, waiting for it if there is none. Cancel-safe: what nobody gets stays.
@@ -85,6 +101,11 @@ impl<T: Send + 'static, E: std::fmt::Display + Send + 'static> Stock<T, E> {
         *self.waiting.borrow()
     }
 
+    /// Whether things can be made at present, and why not.
+    pub fn failures(&self) -> Failures {
+        self.failures.borrow().clone()
+    }
+
     /// Waits until so many wait.
     pub async fn filled(&self, count: usize) {
         let _ = self.waiting.clone().wait_for(|waiting| *waiting >= count).await;
@@ -102,7 +123,12 @@ struct Keeper<T, E> {
     making: JoinSet<Result<T, E>>,
     /// Until when nothing new is begun, unless somebody waits for it.
     rest: Option<Instant>,
+    /// The rest after the next failure.
+    pause: Duration,
+    /// Whether a try of those that were begun together has failed.
+    round: bool,
     count: watch::Sender<usize>,
+    failed: watch::Sender<Failures>,
 }
 
 impl<T: Send + 'static, E: std::fmt::Display + Send + 'static> Keeper<T, E> {
@@ -154,25 +180,40 @@ impl<T: Send + 'static, E: std::fmt::Display + Send + 'static> Keeper<T, E> {
             return;
         }
         while self.making.len() < most && self.things.len() + self.making.len() < self.size {
+            self.round = false;
             self.making.spawn((self.make)());
         }
     }
 
     fn made(&mut self, made: Result<Result<T, E>, tokio::task::JoinError>) {
-        let error = match made {
-            Ok(Ok(thing)) => return self.things.push_back((self.watched)(thing)),
-            Ok(Err(error)) => error,
-            Err(error) => {
-                tracing::warn!(%error, "one in waiting was not made");
-                self.rest = Some(Instant::now() + PAUSE);
-                return;
+        match made {
+            Ok(Ok(thing)) => {
+                self.pause = PAUSE;
+                self.failed.send_replace(Failures::default());
+                self.things.push_back((self.watched)(thing));
             }
-        };
-        tracing::warn!(%error, "one in waiting was not made");
-        self.rest = Some(Instant::now() + PAUSE);
-        // Whoever waits is told at once.
-        if let Some(taker) = self.takers.pop_front() {
-            let _ = taker.send(Err(error));
+            Ok(Err(error)) => {
+                self.rest(&error);
+                // Whoever waits is told at once.
+                if let Some(taker) = self.takers.pop_front() {
+                    let _ = taker.send(Err(error));
+                }
+            }
+            Err(error) => self.rest(&error),
+        }
+    }
+
+    /// Rests after a failure: what was in the way may have gone by then.
+    fn rest(&mut self, error: &dyn std::fmt::Display) {
+        tracing::warn!(%error, pause = ?self.pause, "one in waiting was not made");
+        self.failed.send_modify(|failures| {
+            failures.count = failures.count.saturating_add(1);
+            failures.last = Some(error.to_string());
+        });
+        self.rest = self.rest.max(Some(Instant::now() + self.pause));
+        // What fails together counts as one.
+        if !std::mem::replace(&mut self.round, true) {
+            self.pause = (2 * self.pause).min(LONGEST);
         }
     }
 }
@@ -234,6 +275,35 @@ mod tests {
             () = ready(()) => {}
         }
         assert_eq!(stock.take().await, Ok(5));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_cannot_be_made_is_tried_less_and_less_often_until_it_can() {
+        let (began, tries) = (Instant::now(), Arc::new(std::sync::Mutex::new(Vec::new())));
+        let noted = tries.clone();
+        let make = move || {
+            let mut tries = noted.lock().unwrap();
+            tries.push(began.elapsed().as_secs());
+            // The tenth is made, and what is made ends at once.
+            ready(if tries.len() == 10 { Ok(()) } else { Err("there is no room") })
+        };
+        let (ended, end) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let (tell, kept) = (ended.clone(), end.clone());
+        let stock = Stock::new(1, Vec::new(), make, move |()| {
+            tell.notify_one();
+            let end = kept.clone();
+            async move { end.notified().await }
+        });
+        let mut failures = stock.failures.clone();
+        let known = failures.wait_for(|failures| failures.count == 9).await.unwrap().clone();
+        assert_eq!(known.last.as_deref(), Some("there is no room"));
+        ended.notified().await;
+        assert_eq!(*tries.lock().unwrap(), [0, 1, 3, 7, 15, 31, 63, 123, 183, 243]);
+        assert_eq!(failures.wait_for(|failures| failures.count == 0).await.unwrap().last, None);
+        // It began anew.
+        end.notify_one();
+        failures.wait_for(|failures| failures.count == 2).await.unwrap();
+        assert_eq!(tries.lock().unwrap()[10..], [244, 245]);
     }
 
     #[tokio::test]

@@ -119,7 +119,8 @@ impl Pair {
     }
 }
 
-/// The machine died, and is back at its last checkpoint: what that means for a channel.
+/// The machine died, and is back at its last checkpoint: what that means for a channel. Bytes are those of its rings: a
+/// message's header, and what fills its last word up, are counted with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RolledBack {
     /// Bytes of the guest's that were received, and come again, perhaps different.
@@ -258,6 +259,8 @@ pub enum Kind {
     Missing,
     /// Another client has it.
     Taken,
+    /// A process that is no shim has the sandbox.
+    Held,
     /// The call broke the rules.
     Misuse,
     /// The sandbox has ended.

@@ -5,6 +5,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
     recvmsg, sendmsg,
@@ -102,6 +103,13 @@ impl Outgoing {
     /// Sends a line. Not cancel-safe: who gives up in the middle must close the connection.
     pub async fn send(&self, line: &impl Serialize) -> io::Result<()> {
         self.send_with(line, &[]).await
+    }
+
+    /// Whether the other side has gone.
+    pub fn has_gone(&self) -> bool {
+        let mut sockets = [PollFd::new(&*self.socket, PollFlags::RDHUP)];
+        let looked = poll(&mut sockets, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+        looked.is_err() || sockets[0].revents().intersects(PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR)
     }
 
     /// Sends a line with descriptors, at most [`MOST_DESCRIPTORS`].

@@ -101,6 +101,12 @@ pub enum Answer {
         size: usize,
         /// How many do.
         waiting: usize,
+        /// How many tries in a row to make one have come to nothing.
+        #[serde(default)]
+        failures: u32,
+        /// Why the last of these did.
+        #[serde(default)]
+        last_error: Option<String>,
     },
     /// It is done.
     Done,

@@ -33,6 +33,7 @@ pub fn measure(runs: Runs, root: &Path) -> Result<Vec<Figure>> {
         whole.push(vm::millis(started.elapsed()));
     }
     let (library, memory, idle) = vm::block_on(Threads::Two, through_shim(runs, &sandbox))?;
+    let forks = forks(runs, &sandbox)?;
     drop(sandbox);
     let mut figures = vec![
         Figure::new("`throughline run` on a built image, until ready", "ms", starts)?.goal(Goal::AtMost(2500.0)),
@@ -41,8 +42,50 @@ pub fn measure(runs: Runs, root: &Path) -> Result<Vec<Figure>> {
         Figure::new("memory of a shim (PSS)", "MB", vec![memory])?.goal(Goal::AtMost(10.0)),
         Figure::new("idle: a shim", "%", idle)?.goal(Goal::AtMost(0.2)),
     ];
+    figures.extend(forks.figures()?);
     figures.extend(super::copy::measure(runs, &program)?);
     Ok(figures)
+}
+
+/// What `fork` came to, as its caller sees it.
+#[derive(Default)]
+struct Forks {
+    one: Vec<f64>,
+    four: Vec<f64>,
+    worked: Vec<f64>,
+}
+
+/// One child, with a first command in it; then four at once.
+fn forks(runs: Runs, source: &Running) -> Result<Forks> {
+    let mut forks = Forks::default();
+    for _ in 0..runs.usual() {
+        let child = format!("{}-child", source.name);
+        let started = Instant::now();
+        source.run(&["fork", &source.name, &child])?;
+        forks.one.push(vm::millis(started.elapsed()));
+        source.run(&["exec", &child, "--", "true"])?;
+        forks.worked.push(vm::millis(started.elapsed()));
+        source.run(&["rm", "--force", &child])?;
+        let started = Instant::now();
+        source.run(&["fork", &source.name, "-n", "4"])?;
+        forks.four.push(vm::millis(started.elapsed()));
+        for index in 1..=4 {
+            source.run(&["rm", "--force", &format!("{}-{index}", source.name)])?;
+        }
+    }
+    Ok(forks)
+}
+
+impl Forks {
+    fn figures(self) -> Result<Vec<Figure>> {
+        let one = Figure::new("`throughline fork`, one child, the whole command", "ms", self.one)?;
+        let note = "the source is frozen anew for each: its snapshot in memory is in it, and a shim for the child";
+        Ok(vec![
+            one.note(note),
+            Figure::new("… and a first `exec` in the child", "ms", self.worked)?,
+            Figure::new("`throughline fork -n 4`, the whole command", "ms", self.four)?,
+        ])
+    }
 }
 
 async fn through_shim(runs: Runs, sandbox: &Running) -> Result<(Vec<f64>, f64, Vec<f64>)> {

@@ -25,7 +25,7 @@ pub fn measure(runs: Runs, root: &Path) -> Result<Vec<Figure>> {
         tokio::time::sleep(SETTLED).await;
         let zygote = sandbox.zygote().await?;
         let mut figures = one(&zygote, runs).await?;
-        figures.extend(many(&zygote, if runs.usual() < 30 { 20 } else { 100 }).await?);
+        figures.extend(many(&zygote, runs).await?);
         figures.extend(super::pool::measure(zygote, runs).await?);
         figures.extend(going_on(&sandbox, runs).await?);
         sandbox.kill().await?;
@@ -48,21 +48,24 @@ async fn one(zygote: &Zygote, runs: Runs) -> Result<Vec<Figure>> {
     Ok(vec![Figure::new("spawn: to ready (identity acknowledged)", "ms", ready)?, ran])
 }
 
-/// As many at once as there is to do for.
-async fn many(zygote: &Zygote, count: usize) -> Result<Vec<Figure>> {
-    let started = Instant::now();
-    let children = zygote.spawn_many(count).await;
-    let took = started.elapsed().as_secs_f64();
-    let children = children.into_iter().collect::<Result<Vec<_>, _>>()?;
-    let mut memory = Vec::new();
-    for child in &children {
-        memory.push(proportional_megabytes(child.record().machine.pid.cast_unsigned())?);
+/// As many at once as there is to do for, again and again.
+async fn many(zygote: &Zygote, runs: Runs) -> Result<Vec<Figure>> {
+    let (mut took, mut memory) = (Vec::new(), Vec::new());
+    let count = if runs.quick { 20 } else { 100 };
+    for _ in 0..runs.usual() {
+        let started = Instant::now();
+        let children = zygote.spawn_many(count).await;
+        took.push(started.elapsed().as_secs_f64());
+        let children = children.into_iter().collect::<Result<Vec<_>, _>>()?;
+        for child in &children {
+            memory.push(proportional_megabytes(child.record().machine.pid.cast_unsigned())?);
+        }
+        for child in children {
+            child.kill().await?;
+        }
     }
-    for child in children {
-        child.kill().await?;
-    }
-    let all = Figure::new("spawn_many: all of them ready", "s", vec![took])?;
-    let all = if count == 100 { all.goal(Goal::AtMost(5.0)) } else { all };
+    let all = Figure::new("spawn_many: all of them ready", "s", took)?;
+    let all = if runs.quick { all } else { all.goal(Goal::AtMost(5.0)) };
     let memory = Figure::new("memory of a child's monitor (PSS)", "MB", memory)?.goal(Goal::AtMost(20.0));
     let host = "without shims, which take as much each as the command's figures say; the host process is one for all";
     Ok(vec![all.note(format!("{count} children")), memory.note(host)])
@@ -72,7 +75,8 @@ async fn many(zygote: &Zygote, count: usize) -> Result<Vec<Figure>> {
 async fn going_on(sandbox: &Sandbox, runs: Runs) -> Result<Vec<Figure>> {
     touch(sandbox, TOUCHED).await?;
     let (mut first, mut last, mut all) = (Vec::new(), Vec::new(), Vec::new());
-    for _ in 0..runs.usual().div_ceil(IN_A_ROW) {
+    // Thirty rows for the record: the first and the tenth are held against each other.
+    for _ in 0..if runs.quick { 3 } else { runs.usual() } {
         let row = stand_stills(sandbox, TOUCHED_AGAIN, IN_A_ROW).await?;
         first.extend(row.first());
         last.extend(row.last());

@@ -4,9 +4,10 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::unix::pipe::{Receiver, Sender};
 
+use crate::gate::Gate;
 use crate::spawn::{Spawned, reader, writer};
 use crate::terminal::Terminal;
 
@@ -25,11 +26,19 @@ pub(super) enum Source {
 }
 
 impl Source {
-    /// Zero at the end. Cancel-safe.
-    pub(super) async fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::Pipe(pipe) => pipe.read(buffer).await,
-            Self::Terminal(terminal) => terminal.read(buffer).await,
+    /// Reads while the gate is open. Zero at the end. Cancel-safe.
+    pub(super) async fn read(&mut self, buffer: &mut [u8], gate: &Gate) -> io::Result<usize> {
+        loop {
+            gate.opened().await;
+            match self {
+                // At once: by the time that there is something the gate may have closed.
+                Self::Pipe(pipe) => match pipe.try_read(buffer) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => pipe.readable().await?,
+                    read => return read,
+                },
+                // It holds copies.
+                Self::Terminal(terminal) => return terminal.read(buffer).await,
+            }
         }
     }
 }

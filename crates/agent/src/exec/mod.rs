@@ -27,6 +27,9 @@ pub struct Executor {
     pub reaper: Reaper,
     /// Holds them back.
     pub gate: Gate,
+    /// Holds back what they have printed, while secrets may not be in place: a pipe may hold pages of their files, which
+    /// have no bytes then.
+    pub output: Gate,
     /// Where `passwd` and `group` lie: `/etc`.
     pub etc: PathBuf,
 }
@@ -46,14 +49,14 @@ impl Executor {
     /// Serves one channel from its first message to its end. On an error the command is killed, and the caller
     /// drops the channel.
     pub async fn serve(&self, inbox: impl Inbox, outbox: impl Outbox) -> Result<(), ExecError> {
-        self.serve_from(&self.spawner, &self.gate, inbox, outbox).await
+        self.serve_from(&self.spawner, [&self.gate, &self.output], inbox, outbox).await
     }
 
-    /// The same with another group for its processes, behind another gate.
+    /// The same with another group for its processes, behind other gates.
     pub(crate) async fn serve_from(
         &self,
         spawner: &Spawner,
-        gate: &Gate,
+        [gate, output]: [&Gate; 2],
         mut inbox: impl Inbox,
         mut outbox: impl Outbox,
     ) -> Result<(), ExecError> {
@@ -67,7 +70,7 @@ impl Executor {
             Err(failure) => Err(failure),
         };
         match started {
-            Ok(process) => Session::new(self, process, outbox)?.run(inbox).await,
+            Ok(process) => Session::new(self, process, outbox, output)?.run(inbox).await,
             Err(failure) => {
                 send(&mut outbox, &Event::Failed(failure)).await?;
                 Ok(outbox.finish().await?)

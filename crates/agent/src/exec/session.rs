@@ -14,6 +14,7 @@ use super::files::{Files, Sink, Source};
 use super::stdin::Input;
 use super::{ExecError, Executor, send};
 use crate::channel::{Inbox, Outbox};
+use crate::gate::Gate;
 use crate::reaper::{Child, Reaper};
 use crate::spawn::Spawned;
 use crate::terminal::Terminal;
@@ -29,6 +30,8 @@ pub(super) struct Session<'a, O> {
     outbox: Mutex<O>,
     files: Option<Files>,
     terminal: Option<Rc<Terminal>>,
+    /// Open while output may be read.
+    output: &'a Gate,
 }
 
 /// Which output.
@@ -40,7 +43,12 @@ enum Output {
 
 impl<'a, O: Outbox> Session<'a, O> {
     /// Adopts a process that was spawned in this very step.
-    pub(super) fn new(executor: &'a Executor, spawned: Spawned, outbox: O) -> Result<Self, ExecError> {
+    pub(super) fn new(
+        executor: &'a Executor,
+        spawned: Spawned,
+        outbox: O,
+        output: &'a Gate,
+    ) -> Result<Self, ExecError> {
         let reaper = &executor.reaper;
         let mut session = Self {
             reaper,
@@ -51,6 +59,7 @@ impl<'a, O: Outbox> Session<'a, O> {
             outbox: Mutex::new(outbox),
             files: None,
             terminal: None,
+            output,
         };
         // From here on an error kills the command.
         let (files, terminal) = Files::new(spawned)?;
@@ -96,7 +105,7 @@ impl<'a, O: Outbox> Session<'a, O> {
         let mut buffer = vec![0; MAX_DATA];
         let mut at = 0;
         loop {
-            let length = source.read(&mut buffer).await?;
+            let length = source.read(&mut buffer, self.output).await?;
             let Some(data) = buffer.get(..length).filter(|data| !data.is_empty()) else {
                 return Ok(());
             };

@@ -57,9 +57,10 @@ async fn get(agent: &Agent, get: Get, sender: &mut MessageSender) -> Result<Outc
         Err(failure) => return Ok((Err(failure), Summary::default())),
     }
     let place = agent.places.root.clone();
+    let secrets = agent.secrets.files();
     let work = move |output: &mut Output, copied: &mut Summary| {
         let root = Root::open(&place, None, Root::EVERY_MODE)?;
-        pack(&root, &get.source, &get.form, get.follow, output, copied)
+        pack(&root, (&get.source, &get.form, get.follow), &|stat| secrets.has(stat.st_dev, stat.st_ino), output, copied)
     };
     Ok(pump::send(sender, work, |_| {}).await?)
 }

@@ -25,8 +25,10 @@ pub const WATCHDOG: Duration = Duration::from_mins(1);
 /// Runs a test on one thread, as the agent does, with a reaper beside it.
 pub fn run<F: Future>(scope: Scope, spawner: Spawner, etc: &Path, test: impl FnOnce(Rc<Executor>) -> F) -> F::Output {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let executor = Rc::new(Executor { spawner, reaper: Reaper::new(scope), gate: Gate::closed(), etc: etc.to_owned() });
-    executor.gate.open();
+    let (gate, output) = (Gate::closed(), Gate::closed());
+    gate.open();
+    output.open();
+    let executor = Rc::new(Executor { spawner, reaper: Reaper::new(scope), gate, output, etc: etc.to_owned() });
     let reaping = Rc::clone(&executor);
     LocalSet::new().block_on(&runtime, async {
         tokio::task::spawn_local(async move { reaping.reaper.run().await });

@@ -10,7 +10,7 @@ use throughline_agent::agent::{Agent, AgentError, Options};
 use throughline_agent::control::Switches;
 use throughline_agent::identity::Places;
 use throughline_wire::exec::{Event, Exit, Request, Start};
-use throughline_wire::{PROTOCOL, decode, encode, port};
+use throughline_wire::{PROTOCOL, decode, encode, port, secrets};
 use tokio::task::{JoinHandle, LocalSet, spawn_local};
 
 use super::WATCHDOG;
@@ -88,6 +88,15 @@ impl Rig {
     /// Takes the control group away, which must be empty: from now on nothing can be frozen.
     pub fn remove_group(&self) {
         std::fs::remove_dir(&self.group).unwrap();
+    }
+
+    /// Hands a secret over.
+    pub async fn hand_over(&self, value: &[u8]) -> secrets::Reply {
+        let mut channel = self.host.connect_with(port::SECRETS).unanswered().messages().await.unwrap();
+        for request in [secrets::Request::Piece { name: "key", data: value }, secrets::Request::End] {
+            channel.send(&encode(&request).unwrap()).await.unwrap();
+        }
+        decode(&channel.recv().await.unwrap().unwrap()).unwrap()
     }
 
     /// Installs a hook.

@@ -1,21 +1,26 @@
 //! Running commands, and following them.
 
-use throughline_sandbox::{Child, ChildEvent, ChildEvents, Command};
+use std::pin::{Pin, pin};
+use std::time::Duration;
+
+use throughline_sandbox::{Child, ChildEvent, ChildEvents, ChildInput, Command};
 use throughline_shim::api::RolledBack;
 use throughline_shim::client::Remote;
 use throughline_wire::exec::Exit;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, Stderr, Stdout};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Stderr, Stdin, Stdout};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::time::Instant;
+use tokio::time::timeout;
 
+use super::connect;
+use super::deadline::{Deadline, TIMED_OUT};
 use crate::OWN_FAILURE;
 use crate::arguments::How;
 use crate::error::CliError;
 use crate::output;
 use crate::terminal::{Raw, size};
 
-/// What `timeout` and its like return.
-const TIMED_OUT: u8 = 124;
+/// How long a command may take to end, once it was told to: a guest that stands still does not answer.
+const GRACE: Duration = Duration::from_secs(5);
 const HANG_UP: i32 = 1;
 const KILL: i32 = 9;
 const TERMINATE: i32 = 15;
@@ -29,11 +34,14 @@ pub enum Ran {
 }
 
 /// `exec`
-pub async fn exec(remote: &Remote, how: &How, command: &[String], json: bool) -> Result<u8, CliError> {
-    match run(remote, how, command).await? {
+pub async fn exec(name: &str, how: &How, command: &[String], json: bool) -> Result<u8, CliError> {
+    let deadline = Deadline::after(how.timeout);
+    let Some(remote) = deadline.within(connect(name)).await else { return Ok(not_started()) };
+    let remote = remote?;
+    match begin(&remote, how, command, deadline).await?.follow(&remote, how, deadline).await? {
         Ran::Ended(code) => Ok(code),
         Ran::Detached(id) if json => {
-            output::json(&serde_json::json!({ "name": remote.name(), "id": id }));
+            output::json(&serde_json::json!({ "name": name, "id": id }));
             Ok(0)
         }
         Ran::Detached(id) => {
@@ -43,8 +51,31 @@ pub async fn exec(remote: &Remote, how: &How, command: &[String], json: bool) ->
     }
 }
 
-/// Runs a command.
-pub async fn run(remote: &Remote, how: &How, command: &[String]) -> Result<Ran, CliError> {
+/// A command that was begun.
+pub enum Begun {
+    /// There is nothing more to be done.
+    Ran(Ran),
+    /// It runs, under this id.
+    Runs(Box<Child>, String),
+}
+
+impl Begun {
+    /// Follows it to its end, until then at most.
+    pub async fn follow(self, remote: &Remote, how: &How, deadline: Deadline) -> Result<Ran, CliError> {
+        let (child, id) = match self {
+            Self::Ran(ran) => return Ok(ran),
+            Self::Runs(child, id) => (child, id),
+        };
+        let mut input = Input::new(how.interactive);
+        match follow(*child, Printer::new(), &mut input, how.tty, deadline).await {
+            Ok(code) => Ok(Ran::Ended(code)),
+            Err(error) => come_back(remote, &id, error, &mut input, deadline).await.map(Ran::Ended),
+        }
+    }
+}
+
+/// Begins a command.
+pub async fn begin(remote: &Remote, how: &How, command: &[String], deadline: Deadline) -> Result<Begun, CliError> {
     let way = remote.guest(how.detach);
     let mut started = Command::new(way.clone(), &command[0]).args(&command[1..]).label(command.join(" "));
     for variable in &how.env {
@@ -58,7 +89,6 @@ pub async fn run(remote: &Remote, how: &How, command: &[String]) -> Result<Ran, 
     }
     started = how.workdir.iter().fold(started, Command::current_dir);
     started = how.user.iter().fold(started, Command::user);
-    let input = how.interactive && !how.detach;
     // What is detached may be given its input by who attaches later.
     if how.interactive {
         started = started.stdin();
@@ -68,15 +98,22 @@ pub async fn run(remote: &Remote, how: &How, command: &[String]) -> Result<Ran, 
         let kind = std::env::var("TERM").unwrap_or_else(|_| "xterm".to_owned());
         started = started.tty(rows, cols).env("TERM", kind);
     }
-    let child = started.spawn().await?;
-    if how.detach {
-        return Ok(Ran::Detached(way.id()));
-    }
-    let deadline = how.timeout.map(|timeout| Instant::now() + timeout);
-    match follow(child, Printer::new(), input, how.tty, deadline).await {
-        Ok(code) => Ok(Ran::Ended(code)),
-        Err(error) => come_back(remote, &way.id(), error, input, deadline).await.map(Ran::Ended),
-    }
+    // Dropped, it is not begun later either.
+    let Some(child) = deadline.within(started.spawn()).await else { return Ok(Begun::Ran(Ran::Ended(not_started()))) };
+    let child = Box::new(child?);
+    Ok(if how.detach { Begun::Ran(Ran::Detached(way.id())) } else { Begun::Runs(child, way.id()) })
+}
+
+/// Says that a command's time was up before it began; the exit code.
+fn not_started() -> u8 {
+    eprintln!("throughline: the time is up, and the command was not started: the sandbox does not answer");
+    TIMED_OUT
+}
+
+/// Says that a command did not end in time when it was told to; the exit code.
+fn not_ended() -> u8 {
+    eprintln!("throughline: the time is up; the command was told to end, but the guest does not answer");
+    TIMED_OUT
 }
 
 /// Goes on with a command whose machine died and came back.
@@ -84,107 +121,138 @@ async fn come_back(
     remote: &Remote,
     id: &str,
     error: CliError,
-    input: bool,
-    deadline: Option<Instant>,
+    input: &mut Input,
+    deadline: Deadline,
 ) -> Result<u8, CliError> {
     let reset = throughline_sandbox::SandboxError::Channel(throughline::Error::Reset);
     if error.to_string() != CliError::from(reset).to_string() {
         return Err(error);
     }
-    let Some(RolledBack { received, sent, gone }) = remote.rolled_back(id).await else { return Err(error) };
+    let Some(RolledBack { received, sent, gone }) = remote.rolled_back(id).await? else { return Err(error) };
     if gone {
         return Err(CliError::RolledBack);
     }
     eprintln!(
-        "throughline: the machine died, and is back at its last checkpoint: {} of what the command told come again, {} of what it was given are lost",
-        output::bytes(received),
-        output::bytes(sent)
+        "throughline: the machine died, and is back at its last checkpoint: on the command's channel, headers of messages included, {received} bytes of it come again, and {sent} bytes to it are lost"
     );
     Box::pin(go_on(remote, id, input, deadline)).await
 }
 
 /// Goes on with a command.
 pub async fn attach(remote: &Remote, id: &str) -> Result<u8, CliError> {
-    go_on(remote, id, true, None).await
+    go_on(remote, id, &mut Input::new(true), Deadline::NONE).await
 }
 
 /// The same, with input or without.
-async fn go_on(remote: &Remote, id: &str, input: bool, deadline: Option<Instant>) -> Result<u8, CliError> {
-    let mut child = remote.attach(id).await?;
-    // What it has had as input, and whether it has a terminal, is known only to the guest.
-    child.input.query().await?;
-    let mut printer = Printer::new();
-    let tty = loop {
-        match child.events.next().await? {
-            Some(ChildEvent::Status(status)) => {
-                printer.exit = printer.exit.or(status.exit);
-                break status.tty;
-            }
-            Some(event) => printer.take(event).await?,
-            None => return printer.code(),
-        }
-    };
-    if tty && let Some((rows, cols)) = size() {
-        child.input.resize(rows, cols).await?;
-    }
+async fn go_on(remote: &Remote, id: &str, input: &mut Input, deadline: Deadline) -> Result<u8, CliError> {
+    let Some(reached) = deadline.with(GRACE).within(reach(remote, id)).await else { return Ok(not_ended()) };
+    let (child, printer, tty) = reached?;
+    let Some(tty) = tty else { return printer.code() };
     match follow(child, printer, input, tty, deadline).await {
         Ok(code) => Ok(code),
         Err(error) => come_back(remote, id, error, input, deadline).await,
     }
 }
 
-/// Hands on input, output, signals and size until the command has ended; its exit code.
+/// Attaches to a command, and gives its terminal the size of this one: whether it has one, unless it has ended.
+async fn reach(remote: &Remote, id: &str) -> Result<(Child, Printer, Option<bool>), CliError> {
+    let mut child = remote.attach(id).await?;
+    // What it has had as input, and whether it has a terminal, is known only to the guest.
+    child.input.query().await?;
+    let mut printer = Printer::new();
+    loop {
+        match child.events.next().await? {
+            Some(ChildEvent::Status(status)) => {
+                printer.exit = printer.exit.or(status.exit);
+                if status.tty
+                    && let Some((rows, cols)) = size()
+                {
+                    child.input.resize(rows, cols).await?;
+                }
+                return Ok((child, printer, Some(status.tty)));
+            }
+            Some(event) => printer.take(event).await?,
+            None => return Ok((child, printer, None)),
+        }
+    }
+}
+
+/// Follows a command until it has ended, or its time is up: then it is killed. Its exit code.
 async fn follow(
     child: Child,
     printer: Printer,
-    input: bool,
+    input: &mut Input,
     tty: bool,
-    deadline: Option<Instant>,
+    deadline: Deadline,
 ) -> Result<u8, CliError> {
     let Child { events, input: mut to, .. } = child;
-    let _raw = if tty && input { Raw::enter() } else { None };
+    let raw = if tty && input.is_wanted { Raw::enter() } else { None };
+    let mut out = pin!(printer.run(events));
+    if let Some(ended) = deadline.within(hand_on(&mut to, out.as_mut(), input, tty)).await {
+        return ended;
+    }
+    let killed = async {
+        // There may be no room for it. Whoever has gone by then leaves nobody who wants the command.
+        let _ = to.signal(KILL, true).await;
+        out.await
+    };
+    let ended = timeout(GRACE, killed).await;
+    drop(raw);
+    ended.map_or_else(|_| Ok(not_ended()), |ended| ended.map(|_| TIMED_OUT))
+}
+
+/// Hands on input, signals and size, and awaits the end of what is printed meanwhile: its exit code.
+async fn hand_on(
+    to: &mut ChildInput,
+    mut out: Pin<&mut impl Future<Output = Result<u8, CliError>>>,
+    input: &mut Input,
+    tty: bool,
+) -> Result<u8, CliError> {
     let mut signals = Signals::listen()?;
-    let mut out = std::pin::pin!(printer.run(events));
-    let mut deadline = std::pin::pin!(async {
-        match deadline {
-            Some(deadline) => tokio::time::sleep_until(deadline).await,
-            None => std::future::pending().await,
-        }
-    });
-    let mut stdin = tokio::io::stdin();
-    let (mut buffer, mut pending, mut given) = (vec![0; 16 << 10], Vec::new(), 0);
-    let mut reading = input;
-    let mut timed_out = false;
+    let Input { stdin, pending, is_wanted, has_ended } = input;
+    let mut buffer = vec![0; 16 << 10];
+    let mut takes = *is_wanted;
+    if *has_ended {
+        // Who was told so may have been of a timeline that was lost.
+        let _ = to.end().await;
+    }
     loop {
         tokio::select! {
-            exit = &mut out => {
-                let code = exit?;
-                return Ok(if timed_out { TIMED_OUT } else { code });
-            }
-            count = stdin.read(&mut buffer), if reading && given == pending.len() => {
+            exit = &mut out => return exit,
+            count = stdin.read(&mut buffer), if takes && !*has_ended && pending.is_empty() => {
                 let count = count.map_err(CliError::io("read the standard input"))?;
-                (pending, given) = (buffer[..count].to_vec(), 0);
+                pending.extend(&buffer[..count]);
                 if count == 0 {
-                    reading = false;
+                    *has_ended = true;
                     // A command that has ended takes no input; its events say so.
                     let _ = to.end().await;
                 }
             }
-            count = to.write(&pending[given..]), if given < pending.len() => {
-                reading &= count.is_ok();
-                given += count.unwrap_or(pending.len() - given);
-            }
+            count = to.write(pending), if takes && !pending.is_empty() => match count {
+                Ok(count) => { pending.drain(..count); }
+                Err(_) => takes = false,
+            },
             signal = signals.next() => match signal {
                 // The command belongs to the terminal: it is left with that, not told of it.
                 Some(number @ (HANG_UP | TERMINATE)) if tty => return Ok(u8::try_from(128 + number).unwrap_or(OWN_FAILURE)),
                 Some(number) => { let _ = to.signal(number, true).await; }
                 None => if tty && let Some((rows, cols)) = size() { let _ = to.resize(rows, cols).await; },
             },
-            () = &mut deadline, if !timed_out => {
-                timed_out = true;
-                let _ = to.signal(KILL, true).await;
-            }
         }
+    }
+}
+
+/// The standard input. What was read of it, and given to nobody yet, is for the machine that comes back.
+struct Input {
+    stdin: Stdin,
+    pending: Vec<u8>,
+    is_wanted: bool,
+    has_ended: bool,
+}
+
+impl Input {
+    fn new(is_wanted: bool) -> Self {
+        Self { stdin: tokio::io::stdin(), pending: Vec::new(), is_wanted, has_ended: false }
     }
 }
 

@@ -9,9 +9,9 @@ use throughline_sandbox::zygote::Place;
 use throughline_shim::ShimError;
 use throughline_shim::api::{Failure, Kind};
 use throughline_shim::start::{Program, Start};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
 
+use super::breaking::{Breaking, BrokenOff};
 use super::{connect, given, remove};
 use crate::OWN_FAILURE;
 use crate::arguments::Fork;
@@ -103,17 +103,15 @@ fn child(name: String, started: Instant, error: Option<ShimError>) -> Child {
 /// Closes the room when the user breaks off: no more children are begun then, and those that are being made are awaited,
 /// to be taken back. One who insists is obeyed at once.
 fn close_when_broken_off(room: Arc<Semaphore>, json: bool) -> Result<(), CliError> {
-    let on = |kind| signal(kind).map_err(CliError::io("listen for signals"));
-    let (mut interrupt, mut terminate) = (on(SignalKind::interrupt())?, on(SignalKind::terminate())?);
+    let mut breaking = Breaking::listen(json)?;
     tokio::spawn(async move {
-        let mut next = async || tokio::select! { _ = interrupt.recv() => 2, _ = terminate.recv() => 15 };
-        next().await;
+        breaking.next().await;
         room.close();
         if !json {
             eprintln!("throughline: broken off: children that are being made are awaited, and ended");
         }
-        let insisted = next().await;
-        std::process::exit(128 + insisted);
+        let BrokenOff(insisted) = breaking.next().await;
+        std::process::exit(insisted.into());
     });
     Ok(())
 }

@@ -1,6 +1,8 @@
 //! What each verb does.
 
+mod breaking;
 mod copy;
+mod deadline;
 mod doctor;
 mod exec;
 mod fork;
@@ -24,13 +26,15 @@ use throughline_shim::start::{Program, Start};
 use crate::arguments::{Arguments, Run, Verb};
 use crate::error::CliError;
 use crate::output;
+use breaking::{Breaking, BrokenOff};
+use deadline::Deadline;
 
 /// Does it. The exit code.
 pub async fn run(arguments: Arguments) -> Result<u8, CliError> {
     let json = arguments.json;
     match arguments.verb {
         Verb::Run(run) => create(run, json).await,
-        Verb::Exec(exec) => exec::exec(&connect(&exec.name).await?, &exec.how, &exec.command, json).await,
+        Verb::Exec(exec) => exec::exec(&exec.name, &exec.how, &exec.command, json).await,
         Verb::Attach { name, id } => exec::attach(&connect(&name).await?, &id).await,
         Verb::Cp { source, dest, tar, owner, follow } => {
             copy::copy(&source, &dest, tar, Options { owner, follow }, json).await
@@ -82,13 +86,32 @@ async fn create(run: Run, json: bool) -> Result<u8, CliError> {
     image::ensure(&image, json).await?;
     let hardware = Hardware { memory_mib: memory, cpus, net };
     let start = Start::Create { name, image, hardware, given, keeping: keep.keeping() };
-    let name = Program::this().start(&start).await?;
+    let mut breaking = Breaking::listen(json)?;
+    let name = match start_unless(&mut breaking, &start).await? {
+        Ok(name) => name,
+        Err(BrokenOff(code)) => return Ok(code),
+    };
     if command.is_empty() {
         announce(&name, None, json);
         return Ok(0);
     }
-    let remote = connect(&name).await?;
-    let ran = exec::run(&remote, &how, &command).await;
+    let deadline = Deadline::after(how.timeout);
+    let beginning = async {
+        let remote = connect(&name).await?;
+        let begun = exec::begin(&remote, &how, &command, deadline).await;
+        Ok::<_, CliError>((remote, begun))
+    };
+    let (remote, begun) = match breaking.unless(beginning).await {
+        Ok(begun) => begun?,
+        Err(broken_off) => {
+            let BrokenOff(code) = breaking.take_back(broken_off, Box::pin(remove::remove(&name, true))).await?;
+            return Ok(code);
+        }
+    };
+    let ran = match begun {
+        Ok(begun) => begun.follow(&remote, &how, deadline).await,
+        Err(error) => Err(error),
+    };
     if let Ok(exec::Ran::Detached(id)) = &ran {
         announce(&name, Some(id), json);
         return Ok(0);
@@ -98,6 +121,12 @@ async fn create(run: Run, json: bool) -> Result<u8, CliError> {
         remote.kill().await?;
     }
     ran.map(|ran| if let exec::Ran::Ended(code) = ran { code } else { 0 })
+}
+
+/// Starts the shim of a new sandbox, which is removed again if the user breaks off.
+async fn start_unless(breaking: &mut Breaking, start: &Start) -> Result<Result<String, BrokenOff>, CliError> {
+    let program = Program::this();
+    breaking.or_take_back(program.start(start), async |name: String| Box::pin(remove::remove(&name, true)).await).await
 }
 
 /// Says the name of a sandbox that is ready; for programs, the id of its command as well.

@@ -7,6 +7,7 @@ use throughline_sandbox::{Known, PlaceError, SandboxError};
 use throughline_shim::pool::{self, Create, Listed, Source, Standing};
 use throughline_shim::start::{Program, Take};
 
+use super::breaking::{Breaking, BrokenOff};
 use super::{given, remove, snapshot_place};
 use crate::OWN_FAILURE;
 use crate::arguments::PoolVerb;
@@ -34,6 +35,10 @@ struct Row {
     waiting: Option<usize>,
     /// The keeper's process.
     pid: Option<u32>,
+    /// How many tries in a row to make a child have come to nothing.
+    failures: Option<u32>,
+    /// Why the last of these did.
+    last_error: Option<String>,
     /// Why its keeper does not say all this.
     error: Option<String>,
 }
@@ -44,7 +49,12 @@ pub async fn run(verb: PoolVerb, json: bool) -> Result<u8, CliError> {
         PoolVerb::Create { source, pool, count } => {
             let size = usize::try_from(count).unwrap_or(usize::MAX);
             let create = Create { pool, source: find(&source)?, size };
-            pool::create(&create, &Program::this()).await?;
+            let program = Program::this();
+            let take_back = async |()| Ok(pool::remove(&create.pool).await?);
+            let made = Breaking::listen(json)?.or_take_back(pool::create(&create, &program), take_back).await?;
+            if let Err(BrokenOff(code)) = made {
+                return Ok(code);
+            }
             if json {
                 output::json(&serde_json::json!({ "name": create.pool }));
             } else {
@@ -109,14 +119,29 @@ fn list(pools: Vec<Listed>, json: bool) {
         return output::json(&rows);
     }
     let cells = rows.into_iter().map(|row| {
-        let Row { name, source: Some(source), size: Some(size), waiting: Some(waiting), pid: Some(pid), .. } = row
+        let Row {
+            name,
+            source: Some(source),
+            size: Some(size),
+            waiting: Some(waiting),
+            pid: Some(pid),
+            failures,
+            last_error,
+            ..
+        } = row
         else {
             let error = row.error.unwrap_or_default();
-            return vec![row.name, "-".to_owned(), error, "-".to_owned()];
+            return vec![row.name, "-".to_owned(), error, "-".to_owned(), "-".to_owned()];
         };
-        vec![name, source, format!("{waiting} of {size}"), pid.to_string()]
+        let failure = match (failures, last_error) {
+            (Some(count @ 1..), Some(error)) => {
+                format!("{}, {count} in a row", error.lines().next().unwrap_or_default())
+            }
+            _ => "-".to_owned(),
+        };
+        vec![name, source, format!("{waiting} of {size}"), pid.to_string(), failure]
     });
-    output::table(&["NAME", "SOURCE", "WAITING", "PID"], &cells.collect::<Vec<_>>());
+    output::table(&["NAME", "SOURCE", "WAITING", "PID", "LAST FAILURE"], &cells.collect::<Vec<_>>());
 }
 
 fn row(Listed { name, standing }: Listed) -> Row {
@@ -130,5 +155,7 @@ fn row(Listed { name, standing }: Listed) -> Row {
     });
     let of = |field: fn(&Standing) -> usize| standing.as_ref().map(field);
     let (size, waiting) = (of(|standing| standing.size), of(|standing| standing.waiting));
-    Row { name, source, size, waiting, pid: standing.map(|standing| standing.pid), error }
+    let pid = standing.as_ref().map(|standing| standing.pid);
+    let (failures, last_error) = standing.map(|standing| (standing.failures, standing.last_error)).unzip();
+    Row { name, source, size, waiting, pid, failures, last_error: last_error.flatten(), error }
 }

@@ -7,10 +7,11 @@ use serde_json::json;
 use throughline_sandbox::SandboxError;
 use throughline_sandbox::bundle::{Bundle, Manifest};
 use throughline_shim::pool;
-use throughline_shim::start::{Program, Start};
+use throughline_shim::start::Start;
 
+use super::breaking::{Breaking, BrokenOff};
 use super::remove::removed;
-use super::{announce, connect, given, list, snapshot_place};
+use super::{announce, connect, given, list, snapshot_place, start_unless};
 use crate::arguments::SnapshotVerb;
 use crate::error::CliError;
 use crate::output;
@@ -32,8 +33,10 @@ pub async fn run(verb: SnapshotVerb, json: bool) -> Result<u8, CliError> {
             let given = given::read(given)?;
             let bundle = snapshot_place(&snapshot)?;
             let start = Start::Restore { name, bundle, given, keeping: keep.keeping() };
-            let name = Program::this().start(&start).await?;
-            announce(&name, None, json);
+            match start_unless(&mut Breaking::listen(json)?, &start).await? {
+                Ok(name) => announce(&name, None, json),
+                Err(BrokenOff(code)) => return Ok(code),
+            }
             Ok(0)
         }
         SnapshotVerb::Ls => all(json),

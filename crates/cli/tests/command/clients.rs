@@ -1,11 +1,16 @@
-//! Clients that are killed in the middle of a snapshot: it is whole or not there, and the sandbox is as it should be.
+//! Clients that die in the middle of something: it is whole or not there, and the sandbox is as it should be.
 
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use throughline_shim::api::{Call, Open, Request, SOCKET, VERSION};
+use throughline_wire::port::EXEC;
+
 use crate::creators::{another_boot, on_paper};
-use crate::support::{Name, command, json, printed, row, text, throughline};
+use crate::support::{Name, command, json, places, printed, row, text, throughline, until};
 
 /// Kills of each kind.
 const KILLS: usize = 8;
@@ -100,4 +105,23 @@ fn vm_prune_removes_what_has_ended_and_nothing_that_a_snapshot_needs() {
     printed(["kill", &child.0]);
     printed(["prune"]);
     printed(["snapshot", "verify", &bundle]);
+}
+
+#[test]
+fn vm_a_client_that_dies_before_it_uses_what_was_opened_for_it_leaves_no_command() {
+    let name = Name::new("unpaired");
+    printed(["run", "--name", &name.0, "--memory", "128M"]);
+    let [_, runtime] = places(&name.0);
+    let mut client = UnixStream::connect(runtime.join(SOCKET)).unwrap();
+    let open = Open { id: "0badcafe".to_owned(), port: EXEC, messages: true, ring_bytes: 0, label: "late".to_owned() };
+    for (number, call) in [Call::Hello { api: VERSION }, Call::Open(open)].into_iter().enumerate() {
+        let number = number as u64;
+        writeln!(client, "{}", serde_json::to_string(&Request { number, call }).unwrap()).unwrap();
+    }
+    let answers = BufReader::new(&client).lines().take(2).map(Result::unwrap).collect::<Vec<_>>();
+    assert!(answers[1].contains("opened"), "{answers:?}");
+    let commands = || json(["ps", "--json", &name.0]).as_array().unwrap().len();
+    assert_eq!(commands(), 1);
+    drop(client);
+    until(|| commands() == 0);
 }

@@ -20,6 +20,7 @@ fn doctor_finds_what_a_sandbox_needs_and_tells_each_measure() {
         "kvm",
         "kernel",
         "descriptors",
+        "watches",
         "locked-memory",
         "userlands",
         "tracing",

@@ -26,6 +26,21 @@ impl Steps {
         self.start(arguments).wait_with_output().unwrap()
     }
 
+    /// The same, in which whoever comes to this step dies: somebody does, perhaps after the answer.
+    pub fn run_and_die(&self, arguments: &[&str], step: &str) -> Output {
+        self.forget();
+        self.die(step);
+        let output = self.run(arguments);
+        until(|| self.came_to(step));
+        self.live();
+        output
+    }
+
+    /// Whether somebody has come to a step, and died there if that was asked for.
+    pub fn came_to(&self, step: &str) -> bool {
+        self.noted().iter().any(|noted| noted == step)
+    }
+
     /// The same, under way.
     pub fn start(&self, arguments: &[&str]) -> Child {
         let mut run = Command::new(command());
@@ -147,6 +162,16 @@ pub fn kill_machine(name: &Name) {
 /// What is known of a sandbox's checkpoints.
 pub fn checkpoints(name: &Name) -> serde_json::Value {
     json(["--json", "inspect", &name.0])["sandbox"]["checkpoints"].clone()
+}
+
+/// Puts on paper that the timelines that died had all lived for long. To be called while nobody drives the sandbox.
+pub fn have_lived_for_long(name: &Name) {
+    let paper = places(&name.0)[1].join("sandbox.json");
+    let mut record: serde_json::Value = serde_json::from_slice(&fs::read(&paper).unwrap()).unwrap();
+    record["checkpoints"]["short_lives"] = 0.into();
+    let new = paper.with_file_name("sandbox.json.test");
+    fs::write(&new, record.to_string()).unwrap();
+    fs::rename(new, paper).unwrap();
 }
 
 /// A process's state, as a letter; `None` where it has ended.

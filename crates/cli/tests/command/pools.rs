@@ -10,7 +10,7 @@ use crate::support::{Name, json, places, printed, refused, row, text, throughlin
 const VALUE: &str = "a-value-that-nobody-else-has-5c77e1";
 
 /// A pool that ends with this, and is not there before.
-struct Pool(String);
+pub struct Pool(pub String);
 
 impl Drop for Pool {
     fn drop(&mut self) {
@@ -19,16 +19,16 @@ impl Drop for Pool {
 }
 
 /// What `pool ls` says of one.
-fn standing(pool: &str) -> Option<serde_json::Value> {
+pub fn standing(pool: &str) -> Option<serde_json::Value> {
     json(["pool", "ls", "--json"]).as_array().unwrap().iter().find(|row| row["name"] == pool).cloned()
 }
 
-fn filled(pool: &str, count: u64) {
+pub fn filled(pool: &str, count: u64) {
     until(|| standing(pool).is_some_and(|row| row["waiting"] == count));
 }
 
 /// The children of a process.
-fn children(pid: u64) -> Vec<u64> {
+pub fn children(pid: u64) -> Vec<u64> {
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
     let lists = tasks.map(|task| std::fs::read_to_string(task.path().join("children")).unwrap_or_default());
     lists.flat_map(|list| list.split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<_>>()).collect()
@@ -143,6 +143,31 @@ fn vm_pool_of_a_snapshot_is_filled_again_and_removed() {
     assert!(standing(&pool.0).is_none());
     assert_eq!(refused(&["--json", "pool", "rm", &pool.0])["kind"], "missing");
     assert_eq!(printed(["exec", &children[0].0, "--", "echo", "here"]), "here\n");
+}
+
+#[test]
+fn vm_pool_whose_children_cannot_be_made_says_why() {
+    let (name, child) = (Name::new("pool-failing"), Name::new("pool-failing-child"));
+    printed(["run", "--memory", "128M", "--name", &name.0]);
+    let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+    let (bundle, away) = (folder.path().join("bundle"), folder.path().join("away"));
+    printed(["snapshot", "create", "--stop", &name.0, bundle.to_str().unwrap()]);
+    let pool = Pool(format!("pool-failing-{}", std::process::id()));
+    printed(["pool", "create", bundle.to_str().unwrap(), &pool.0, "-n", "1"]);
+    assert_eq!(
+        (&standing(&pool.0).unwrap()["failures"], &standing(&pool.0).unwrap()["last_error"]),
+        (&0.into(), &serde_json::Value::Null)
+    );
+    fs::rename(&bundle, &away).unwrap();
+    printed(["pool", "take", &pool.0, &child.0]);
+    until(|| standing(&pool.0).unwrap()["failures"].as_u64() > Some(0));
+    let why = standing(&pool.0).unwrap()["last_error"].as_str().unwrap().to_owned();
+    assert!(why.contains("is no snapshot"), "{why}");
+    let table = printed(["pool", "ls"]);
+    assert!(table.lines().any(|line| line.starts_with(&pool.0) && line.contains("is no snapshot")), "{table}");
+    fs::rename(&away, &bundle).unwrap();
+    filled(&pool.0, 1);
+    assert_eq!(standing(&pool.0).unwrap()["last_error"], serde_json::Value::Null);
 }
 
 #[test]

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::dying::{
-    Counting, Steps, bundle, checkpoints, entries, is_gone, kill, kill_machine, kill_shim, no_zygote_is_left, shim,
-    state, whole_or_none,
+    Counting, Steps, bundle, checkpoints, entries, have_lived_for_long, is_gone, kill, kill_machine, kill_shim,
+    no_zygote_is_left, shim, state, whole_or_none,
 };
 use crate::support::{Name, command, json, machines, printed, row, text, throughline, until};
 
@@ -166,6 +166,8 @@ fn vm_a_shim_killed_at_any_moment_of_a_checkpoint_or_of_going_back_to_one_is_fol
         kill_machine(name);
         moment(400);
         kill(shim);
+        until(|| state(shim).is_none());
+        have_lived_for_long(name);
         counting.is_whole("a random moment of going back");
         assert!(checkpoints(name)["times"].as_u64() > times);
         let epoch = epoch();

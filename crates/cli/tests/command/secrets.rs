@@ -23,6 +23,15 @@ fn vm_main_path_secrets_are_given_by_the_command_and_told_to_nobody() {
     let both = format!("==> key <==\n{VALUE}\n==> two <==\n2");
     assert_eq!(secrets_of(&name.0), both);
 
+    // Its bytes are for the guest's programs: the agent keeps none that a snapshot could find.
+    let copy =
+        |source: &str| refused(&["--json", "cp", &format!("{}:{source}", name.0), folder.path().to_str().unwrap()]);
+    for source in ["/run/secrets/key", "/run/secrets"] {
+        let error = copy(source);
+        assert!(error["message"].as_str().unwrap().contains("is a secret"), "{error}");
+    }
+    assert!(!folder.path().join("secrets/key").exists());
+
     // Neither on paper, nor in logs, nor where processes are listed.
     let shim = json(["--json", "inspect", &name.0])["shim"].as_u64().unwrap();
     let [_, runtime] = places(&name.0);

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::dying::{Steps, shim, state};
+use crate::dying::{Counting, Steps, checkpoints, kill_machine, shim, state};
+use crate::pools::{Pool, children, filled, standing};
 use crate::support::{Name, command, machines, printed, row, text, until};
 
 /// How long a process stands still: longer than most things take, shorter than any deadline.
@@ -65,6 +66,118 @@ fn vm_a_process_that_is_stopped_for_five_seconds_delays_what_it_does_and_breaks_
     }
 }
 
+fn all(pids: &[i32], number: Signal) {
+    for pid in pids {
+        signal(*pid, number);
+    }
+}
+
+/// Processes stand still for a while, or what stands still already does.
+fn stand_still(pids: &[i32]) {
+    all(pids, Signal::STOP);
+    std::thread::sleep(STOPPED);
+    all(pids, Signal::CONT);
+}
+
+fn ends_well(child: Child, who: &str) {
+    let ended = child.wait_with_output().unwrap();
+    assert!(ended.status.success(), "{who}: {}", text(&ended.stderr));
+}
+
+#[test]
+fn vm_fork_waits_for_processes_that_are_stopped_for_five_seconds() {
+    let (source, steps) = (Steps::new(), Steps::new());
+    let counting = Counting::new(Name::new("stopped-fork"), &source, &[]);
+    let shim = shim(&counting.name);
+    let [machine] = machines(&counting.name.0)[..] else { panic!("one machine") };
+    let children = [1, 2].map(|number| Name(format!("{}-{number}", counting.name.0)));
+    // The source's shim in the middle of it; then its machine, which has yet to save its state.
+    source.stop(&source.next("shim paused"));
+    let fork = start(&["fork", &counting.name.0, &children[0].0]);
+    until(|| state(shim) == Some('T'));
+    source.live();
+    stand_still(&[]);
+    signal(machine, Signal::STOP);
+    signal(shim, Signal::CONT);
+    stand_still(&[machine]);
+    ends_well(fork, "source");
+    // A child's shim before it lets its guest run; then its machine, with an identity to take on.
+    steps.stop("shim identify 1");
+    let fork = steps.start(&["fork", &counting.name.0, &children[1].0]);
+    until(|| machines(&children[1].0).first().is_some_and(|machine| state(parent(*machine)) == Some('T')));
+    steps.live();
+    let [machine] = machines(&children[1].0)[..] else { panic!("one machine") };
+    stand_still(&[]);
+    signal(machine, Signal::STOP);
+    signal(parent(machine), Signal::CONT);
+    stand_still(&[machine]);
+    ends_well(fork, "child");
+    for name in children {
+        Counting { name, id: counting.id.clone() }.lost_nothing();
+    }
+    counting.lost_nothing();
+}
+
+#[test]
+fn vm_checkpoint_and_going_back_to_it_wait_for_processes_that_are_stopped_for_five_seconds() {
+    let steps = Steps::new();
+    let counting = Counting::new(Name::new("stopped-back"), &steps, &["--checkpoint", "500ms"]);
+    let (name, shim) = (&counting.name, shim(&counting.name));
+    let last = || checkpoints(name)["last"].clone();
+    for step in ["shim paused", "shim identify"] {
+        let before = last();
+        let [mut machine] = machines(&name.0)[..] else { panic!("one machine") };
+        until(|| !last().is_null());
+        if step == "shim identify" {
+            steps.stop(&steps.next(step));
+            kill_machine(name);
+            until(|| state(shim) == Some('T'));
+            machine = machines(&name.0)[0];
+        } else {
+            until(|| {
+                steps.stop(&steps.next(step));
+                state(shim) == Some('T')
+            });
+        }
+        steps.live();
+        let exec = start(&["exec", &name.0, "--", "true"]);
+        stand_still(&[]);
+        signal(machine, Signal::STOP);
+        signal(shim, Signal::CONT);
+        stand_still(&[machine]);
+        ends_well(exec, step);
+        until(|| last() != before);
+        assert_eq!(machines(&name.0), [machine], "after {step}");
+    }
+    assert_eq!((self::shim(name), checkpoints(name)["times"].clone()), (shim, 1.into()));
+    counting.lost_nothing();
+}
+
+#[test]
+fn vm_pool_take_waits_for_processes_that_are_stopped_for_five_seconds() {
+    let counting = Counting::new(Name::new("stopped-pool"), &Steps::new(), &[]);
+    let pool = Pool(format!("stopped-pool-{}", std::process::id()));
+    printed(["pool", "create", &counting.name.0, &pool.0, "-n", "2"]);
+    let keeper = standing(&pool.0).unwrap()["pid"].as_u64().unwrap();
+    let of = |pid: u64| children(pid).into_iter().map(|pid| i32::try_from(pid).unwrap()).collect::<Vec<_>>();
+    for who in ["keeper", "shims", "machines"] {
+        filled(&pool.0, 2);
+        let name = Name::new(&format!("stopped-{who}"));
+        let stopped = match who {
+            "keeper" => vec![i32::try_from(keeper).unwrap()],
+            "shims" => of(keeper),
+            _ => children(keeper).into_iter().flat_map(of).collect(),
+        };
+        assert!(!stopped.is_empty(), "{who}");
+        all(&stopped, Signal::STOP);
+        let take = start(&["pool", "take", &pool.0, &name.0]);
+        stand_still(&stopped);
+        ends_well(take, who);
+        Counting { name, id: counting.id.clone() }.lost_nothing();
+    }
+    counting.lost_nothing();
+}
+
 #[test]
 fn vm_fork_of_all_or_nothing_that_is_broken_off_leaves_no_child() {
     let (name, steps) = (Name::new("broken-off"), Steps::new());
@@ -89,6 +202,62 @@ fn vm_fork_of_all_or_nothing_that_is_broken_off_leaves_no_child() {
     for child in &children {
         assert!(row(&child.0).is_none() && machines(&child.0).is_empty(), "{}", child.0);
     }
+}
+
+/// What a command says that is broken off, and its exit code, once those whom it waits for go on.
+fn broken_off(mut command: Child, going_on: impl FnOnce()) -> Option<i32> {
+    signal(i32::try_from(command.id()).unwrap(), Signal::INT);
+    let mut said = BufReader::new(command.stderr.take().unwrap()).lines().map(Result::unwrap);
+    assert!(said.next().unwrap().contains("broken off"));
+    going_on();
+    assert_eq!(said.next(), None);
+    command.wait().unwrap().code()
+}
+
+#[test]
+fn vm_run_that_is_broken_off_before_its_command_begins_leaves_no_sandbox() {
+    let (name, steps) = (Name::new("broken-run"), Steps::new());
+    // It is there, and has not said so; it has, and does not answer.
+    for step in ["shim ready 1", "shim draft 1"] {
+        steps.stop(step);
+        let run = ["run", "--memory", "128M", "--checkpoint", "1h", "--name", &name.0, "--", "sleep", "1000"];
+        let run = steps.start(&run);
+        until(|| steps.noted().iter().any(|noted| noted == step) && row(&name.0).is_some());
+        let [machine] = machines(&name.0)[..] else { panic!("one machine") };
+        let shim = parent(machine);
+        until(|| state(shim) == Some('T'));
+        let code = broken_off(run, || {
+            steps.live();
+            signal(shim, Signal::CONT);
+        });
+        assert_eq!(code, Some(130), "{step}");
+        assert!(row(&name.0).is_none() && machines(&name.0).is_empty(), "{step}");
+        steps.forget();
+    }
+}
+
+#[test]
+fn vm_pool_create_that_is_broken_off_leaves_no_pool() {
+    let (name, steps) = (Name::new("broken-pool"), Steps::new());
+    printed(["run", "--memory", "128M", "--name", &name.0]);
+    let pool = format!("{}-pool", name.0);
+    steps.stop("command zygote 1");
+    let create = steps.start(&["pool", "create", &name.0, &pool]);
+    let mut keeper = None;
+    until(|| {
+        let all = crate::pools::children(create.id().into());
+        keeper = all.into_iter().map(|pid| i32::try_from(pid).unwrap()).find(|pid| state(*pid) == Some('T'));
+        keeper.is_some()
+    });
+    let code = broken_off(create, || {
+        steps.live();
+        signal(keeper.unwrap(), Signal::CONT);
+    });
+    assert_eq!(code, Some(130));
+    assert!(!printed(["pool", "ls"]).contains(&pool));
+    let folder = crate::support::places(&pool)[1].with_file_name("+pools").join(&pool);
+    assert!(!folder.exists());
+    assert_eq!(printed(["exec", &name.0, "--", "echo", "on"]), "on\n");
 }
 
 fn parent(pid: i32) -> i32 {

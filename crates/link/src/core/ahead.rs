@@ -78,11 +78,13 @@ impl<W: Words, B: Bell> Core<W, B> {
         })
     }
 
-    /// Waits until the peer has closed: no byte that is sent now would be read.
+    /// Waits until the peer has closed: no byte that is sent now would be read. An error where what it sent is to be
+    /// dropped, too.
     pub fn poll_over(&self, this: Use, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         self.poll(this, Task::Observer, Some(cx), |entry, _, peer| match entry.channel.relate(peer) {
             Peer::Behind | Peer::Live { .. } => Ok(Err(Want::Change)),
-            Peer::Closed | Peer::Gone(_) => Ok(Ok(())),
+            Peer::Closed => Ok(Ok(())),
+            Peer::Gone(reason) => Err(gone(reason)),
         })
     }
 }

@@ -123,7 +123,7 @@ pub struct Exit {
     /// How often it was then tried in vain to bring the sandbox back from its last checkpoint.
     #[serde(default)]
     pub vain_tries: u32,
-    /// Why the last of these tries came to nothing.
+    /// Why the last of these tries came to nothing; without one, why none was made.
     #[serde(default)]
     pub vain_error: Option<String>,
 }
@@ -180,11 +180,14 @@ impl fmt::Display for ExitReason {
 impl fmt::Display for Exit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.reason)?;
-        if self.vain_tries > 0 {
-            let tries = self.vain_tries;
-            write!(f, "; {tries} tries to go back to the last checkpoint came to nothing")?;
-            if let Some(error) = &self.vain_error {
-                write!(f, "\nthe last try: {error}")?;
+        match (self.vain_tries, &self.vain_error) {
+            (0, None) => {}
+            (0, Some(error)) => write!(f, "; {error}")?,
+            (tries, error) => {
+                write!(f, "; {tries} tries to go back to the last checkpoint came to nothing")?;
+                if let Some(error) = error {
+                    write!(f, "\nthe last try: {error}")?;
+                }
             }
         }
         if !self.messages.trim().is_empty() {

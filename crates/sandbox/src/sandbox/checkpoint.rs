@@ -1,11 +1,12 @@
 //! Checkpoints: moments of a sandbox, held in memory beside it, to which it goes back when its machine dies.
 
 use std::convert::Infallible;
+use std::pin::pin;
 use std::time::Duration;
 
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, sleep};
 
-use super::record::{Checkpoint, now_ms};
+use super::record::{Checkpoint, STEADY, now_ms};
 use super::{Sandbox, SnapshotReport};
 use crate::SandboxError;
 
@@ -27,10 +28,8 @@ impl Sandbox {
         let folder = format!("{PREFIX}{:016x}", u64::from_ne_bytes(random()?));
         let (_, report) = self.snapshot_with(&self.places.beside(&folder)).take().await?;
         let taken = Checkpoint { folder: folder.clone(), taken_ms: now_ms() };
-        self.change(|record| {
-            record.checkpoints.last = Some(taken);
-            (record.checkpoints.tries, record.checkpoints.vain_tries) = (0, 0);
-        })?;
+        let age = self.since.elapsed();
+        self.change(|record| record.checkpoints.taken(taken, age))?;
         // From here on nobody goes back to an older one.
         self.places.remove_beside(|name| name.starts_with(PREFIX) && name != folder)?;
         Ok(report)
@@ -45,7 +44,7 @@ impl Sandbox {
 
     /// Takes checkpoints for as long as it is polled, the first at once, as often as was
     /// [noted](Self::checkpoint_every). One that fails is told to the log, and tried again after
-    /// ten seconds at most. Cancel-safe.
+    /// ten seconds at most. After half a minute it is noted that this timeline has lived for so long. Cancel-safe.
     pub async fn keep_checkpoints(&self) -> Infallible {
         let Some(every) = self.record().checkpoints.every_ms else {
             return std::future::pending().await;
@@ -53,8 +52,16 @@ impl Sandbox {
         let every = Duration::from_millis(every.max(1));
         let mut ticks = interval(every);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut steady, mut is_steady) = (pin!(sleep(STEADY.saturating_sub(self.since.elapsed()))), false);
         loop {
-            ticks.tick().await;
+            tokio::select! {
+                _ = ticks.tick() => {}
+                () = &mut steady, if !is_steady => {
+                    is_steady = true;
+                    self.lives_on();
+                    continue;
+                }
+            }
             match self.checkpoint().await {
                 Ok(report) => tracing::debug!(?report, "a checkpoint"),
                 // Soon after it runs again.
@@ -64,6 +71,17 @@ impl Sandbox {
                     ticks.reset_after(every.min(AGAIN));
                 }
             }
+        }
+    }
+}
+
+impl Sandbox {
+    /// Notes that this timeline is steady.
+    fn lives_on(&self) {
+        if self.record().checkpoints.short_lives > 0
+            && let Err(error) = self.change(|record| record.checkpoints.short_lives = 0)
+        {
+            tracing::warn!(%error, "it is not on paper that this sandbox has lived for a while");
         }
     }
 }

@@ -15,7 +15,7 @@ mod waiting;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use throughline::{ChannelId, Link};
 
@@ -51,6 +51,8 @@ pub struct Sandbox {
     quiet: Duration,
     /// Held while a snapshot is taken: one at a time, each in its turn.
     snapshots: Arc<tokio::sync::Mutex<()>>,
+    /// Since when this process drives this timeline.
+    since: Instant,
     /// Whether another timeline has taken its place.
     went_back: AtomicBool,
     /// What the guest has to be given again each time that it was quiet.

@@ -7,7 +7,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use throughline::Link;
@@ -28,6 +28,14 @@ const NEW: &str = "sandbox.json.new";
 
 /// How often a sandbox goes back to one checkpoint: what ends its machine every time is not helped by it.
 const MOST_TRIES: u32 = 5;
+
+/// How often a sandbox comes back in a row to die again before it is [steady](STEADY): a guest that ends its machine soon
+/// after each start would otherwise take a checkpoint, die and come back for ever.
+const MOST_SHORT_LIVES: u32 = 5;
+
+/// A timeline that lives for so long is no short life: longer than coming back takes, its checkpoint included, and than
+/// most of what goes wrong soon after a start; shorter than most periods of checkpoints.
+pub(super) const STEADY: Duration = Duration::from_secs(30);
 
 /// Whether the guest is meant to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,10 +76,25 @@ pub struct Checkpoints {
     /// Why it did not come back when that was tried last.
     #[serde(default)]
     pub vain_error: Option<String>,
+    /// How often it has come back since one of its timelines lived for half a minute: five times at most.
+    #[serde(default)]
+    pub short_lives: u32,
     /// How often the sandbox has come back in all.
     pub times: u32,
     /// How the machine ended that was lost last, if somebody saw it.
     pub lost: Option<Exit>,
+}
+
+impl Checkpoints {
+    /// Another one was taken, by a timeline of this age. What came of older ones no longer matters, but for how soon
+    /// those died that came back from them.
+    pub(super) fn taken(&mut self, checkpoint: Checkpoint, age: Duration) {
+        self.last = Some(checkpoint);
+        (self.tries, self.vain_tries) = (0, 0);
+        if age >= STEADY {
+            self.short_lives = 0;
+        }
+    }
 }
 
 /// A sandbox on paper.
@@ -144,6 +167,7 @@ impl Record {
         self.checkpoints.going_back = false;
         (self.checkpoints.vain_tries, self.checkpoints.vain_error) = (0, None);
         self.checkpoints.times += 1;
+        self.checkpoints.short_lives += 1;
         self
     }
 
@@ -163,14 +187,28 @@ impl Record {
 
     /// How it ended, if it did not come back.
     pub(super) fn in_vain(&self, exit: Exit) -> Exit {
-        let Checkpoints { going_back, vain_tries, vain_error, .. } = &self.checkpoints;
-        if *going_back { Exit { vain_tries: *vain_tries, vain_error: vain_error.clone(), ..exit } } else { exit }
+        let Checkpoints { going_back, vain_tries, vain_error, short_lives, .. } = &self.checkpoints;
+        if *going_back {
+            return Exit { vain_tries: *vain_tries, vain_error: vain_error.clone(), ..exit };
+        }
+        if *short_lives < MOST_SHORT_LIVES || self.wanted == Wanted::Ended || !exit.reason.is_death() {
+            return exit;
+        }
+        let vain_error = format!(
+            "it came back from its last checkpoint {short_lives} times in a row, and each time its machine died within {} s",
+            STEADY.as_secs()
+        );
+        Exit { vain_error: Some(vain_error), ..exit }
     }
 
     /// Whether there is a checkpoint to go back to, and nobody wanted the machine to end.
     pub fn may_go_back(&self) -> bool {
-        let Checkpoints { last, tries, .. } = &self.checkpoints;
-        last.is_some() && *tries < MOST_TRIES && self.wanted != Wanted::Ended && self.exit.is_none()
+        let Checkpoints { last, tries, short_lives, .. } = &self.checkpoints;
+        last.is_some()
+            && *tries < MOST_TRIES
+            && *short_lives < MOST_SHORT_LIVES
+            && self.wanted != Wanted::Ended
+            && self.exit.is_none()
     }
 
     /// Whether the bundle with which the sandbox was to end is there.
@@ -236,4 +274,19 @@ impl Record {
 pub(super) fn now_ms() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_checkpoint_forgets_how_often_others_were_tried_and_a_steady_timelines_how_often_it_came_back() {
+        let checkpoint = Checkpoint { folder: "checkpoint-1".to_owned(), taken_ms: 1 };
+        let mut known = Checkpoints { tries: 4, vain_tries: 3, short_lives: 2, ..Checkpoints::default() };
+        known.taken(checkpoint.clone(), Duration::from_secs(STEADY.as_secs() - 1));
+        assert_eq!((known.tries, known.vain_tries, known.short_lives), (0, 0, 2));
+        known.taken(checkpoint, STEADY);
+        assert_eq!(known.short_lives, 0);
+    }
 }

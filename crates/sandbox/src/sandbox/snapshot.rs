@@ -208,10 +208,12 @@ impl Snapshot<'_> {
         let started = Instant::now();
         let Self { sandbox, place, quiet, observer } = self;
         let draft = sandbox.draft(&place)?;
-        let (source, image) = (sandbox.vm.ram()?, draft.path(RAM));
+        let source = sandbox.vm.ram()?;
         step("capture");
-        // The bulk of RAM is copied while the guest runs; what it changes meanwhile is corrected later.
-        let capture = blocking(move || Capture::begin(source, &image)).await?;
+        // The bulk of RAM is copied while the guest runs; what it changes meanwhile is corrected later. Should nobody wait
+        // for it any more, the draft goes when the last byte is written, and nothing comes after that.
+        let begin = move || Capture::begin(source, &draft.path(RAM)).map(|capture| (draft, capture));
+        let (draft, capture) = blocking(begin).await?;
         let (link, vm, owed) = (sandbox.link.clone(), sandbox.vm.clone(), sandbox.owed.clone());
         let section = Section { link, vm, draft, capture, quiet, owed, observer };
         // With it goes the turn: should nobody wait for it any more, the next one waits all the same.

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use throughline::{Hostname, Identity, Link, NotTaken, Origin, Region, Sidecar, Timeline};
 
@@ -26,7 +26,7 @@ pub(super) struct Starting {
     pub(super) vm: Arc<dyn Vm>,
     pub(super) places: Places,
     pub(super) deadline: Duration,
-    pub(super) started: std::time::Instant,
+    pub(super) started: Instant,
     /// What was on paper of the sandbox whose machine has died; `None` for a new sandbox.
     pub(super) former: Option<Record>,
 }
@@ -107,6 +107,7 @@ impl Starting {
             ends: true.into(),
             quiet: Sandbox::DEFAULT_QUIET,
             snapshots: Arc::default(),
+            since: Instant::now(),
             went_back: false.into(),
         })
     }

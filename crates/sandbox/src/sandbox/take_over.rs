@@ -5,6 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use throughline::{Link, Region, Sidecar};
 
@@ -97,6 +98,7 @@ impl Sandbox {
             ends: false.into(),
             quiet: Self::DEFAULT_QUIET,
             snapshots: Arc::default(),
+            since: Instant::now(),
             went_back: false.into(),
         })
     }

@@ -31,7 +31,8 @@ pub async fn goes_on(sandbox: &Sandbox, from: usize) {
     assert_eq!(reader.exit, Some(Exit::Code(9)));
 }
 
-fn holds(sandbox: &Sandbox, bytes: &[u8]) -> bool {
+/// Whether the region has these bytes anywhere.
+pub fn holds(sandbox: &Sandbox, bytes: &[u8]) -> bool {
     let region = sandbox.link().region().as_fd().unwrap().try_clone_to_owned().unwrap();
     let region = std::fs::read(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&region))).unwrap();
     region.windows(bytes.len()).any(|window| window == bytes)

@@ -10,6 +10,7 @@ mod exec;
 mod files;
 mod folders;
 mod fork;
+mod generations;
 mod half_way;
 mod hardware;
 mod host_death;

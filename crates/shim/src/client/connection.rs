@@ -1,31 +1,24 @@
 //! The connection to a shim, and to its successors.
 
 use std::collections::HashMap;
-use std::os::unix::net::UnixStream as StdStream;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use throughline_sandbox::{Known, SandboxError, State, sockets};
-use tokio::net::UnixStream;
+use throughline_sandbox::SandboxError;
 use tokio::sync::{Mutex as AsyncMutex, mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::timeout;
 
 use super::memory::Memory;
+use super::reach::{Reached, reach};
 use crate::ShimError;
-use crate::api::{Answer, Call, Kind, Pair, Reply, Request, RolledBack, SOCKET, VERSION};
-use crate::line::{self, Incoming, Outgoing};
-use crate::start::{Program, Start};
+use crate::api::{Answer, Call, Failure, Pair, Reply, Request, RolledBack};
+use crate::line::{Incoming, Outgoing};
+use crate::start::Program;
 
-/// How long a successor may take.
-const DEADLINE: Duration = Duration::from_mins(1);
-/// Between two tries while somebody else starts a shim.
-const PAUSE: Duration = Duration::from_millis(5);
 /// How long news of a channel may take that has ended already.
 const NEWS: Duration = Duration::from_secs(1);
-/// How long a shim may take for its greeting.
-const GREETING: Duration = Duration::from_secs(10);
 
 /// Something that happened to a sandbox's shim.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,7 +41,25 @@ pub enum Event {
 /// What waits for an answer.
 struct Waiting {
     call: Call,
-    answer: oneshot::Sender<Result<Answer, ShimError>>,
+    /// Whether a shim may have begun with it: all of its line was sent.
+    sent: bool,
+    /// Who asked; nobody, where a successor is to go on with a pair.
+    answer: Option<oneshot::Sender<Result<Answer, ShimError>>>,
+}
+
+impl Waiting {
+    /// Whether whoever asked has lost interest.
+    fn is_given_up(&self) -> bool {
+        self.answer.as_ref().is_some_and(oneshot::Sender::is_closed)
+    }
+}
+
+/// Why a pair ended before its channels did.
+#[derive(Clone, Debug)]
+enum Fate {
+    RolledBack(RolledBack),
+    /// A successor did not go on with it.
+    Refused(Failure),
 }
 
 /// What tasks share.
@@ -58,8 +69,8 @@ struct Shared {
     memory: Arc<Memory>,
     waiting: Mutex<HashMap<u64, Waiting>>,
     pairs: Mutex<HashMap<String, Pair>>,
-    /// What became of pairs of timelines that were lost.
-    rolled_back: watch::Sender<HashMap<String, RolledBack>>,
+    /// What became of pairs that could not go on.
+    fates: watch::Sender<HashMap<String, Fate>>,
     /// The way to the shim of now. Held while it is exchanged.
     outgoing: AsyncMutex<Option<Outgoing>>,
     shim: AtomicU32,
@@ -91,14 +102,14 @@ impl Connection {
             memory,
             waiting: Mutex::default(),
             pairs: Mutex::default(),
-            rolled_back: watch::Sender::default(),
+            fates: watch::Sender::default(),
             outgoing: AsyncMutex::new(None),
             shim: AtomicU32::new(0),
             numbers: AtomicU64::new(1),
             ended: watch::Sender::new(None),
             events,
         });
-        let incoming = shared.reach().await?;
+        let incoming = shared.go_over().await?;
         let reading = tokio::spawn(shared.clone().read(incoming)).abort_handle();
         Ok(Self { shared, events: AsyncMutex::new(received), reading })
     }
@@ -116,10 +127,14 @@ impl Connection {
     }
 
     /// What became of a channel that has just ended early, if it was lost with its timeline.
-    pub(super) async fn rolled_back(&self, id: &str) -> Option<RolledBack> {
-        let mut known = self.shared.rolled_back.subscribe();
-        let told = timeout(NEWS, known.wait_for(|known| known.contains_key(id))).await.ok()?;
-        told.ok().and_then(|known| known.get(id).copied())
+    pub(super) async fn rolled_back(&self, id: &str) -> Result<Option<RolledBack>, ShimError> {
+        let mut known = self.shared.fates.subscribe();
+        let told = timeout(NEWS, known.wait_for(|known| known.contains_key(id))).await;
+        match told.ok().and_then(Result::ok).and_then(|known| known.get(id).cloned()) {
+            Some(Fate::RolledBack(how_far)) => Ok(Some(how_far)),
+            Some(Fate::Refused(failure)) => Err(failure.into()),
+            None => Ok(None),
+        }
     }
 
     /// Why the sandbox cannot be reached any more, once it cannot.
@@ -130,13 +145,8 @@ impl Connection {
     }
 
     pub(super) async fn call(&self, call: Call) -> Result<Answer, ShimError> {
-        let number = self.shared.numbers.fetch_add(1, Ordering::Relaxed);
         let (answer, received) = oneshot::channel();
-        self.shared.waiting().insert(number, Waiting { call: call.clone(), answer });
-        if let Some(outgoing) = &*self.shared.outgoing.lock().await {
-            // What is not sent now is sent to the successor.
-            let _ = outgoing.send(&Request { number, call }).await;
-        }
+        self.shared.clone().ask(call, answer).await;
         tokio::select! {
             biased;
             answer = received => answer.unwrap_or_else(|_| Err(ShimError::Died(self.shared.name.clone()))),
@@ -148,7 +158,7 @@ impl Connection {
     pub(super) async fn pair(&self, pair: Pair) -> Result<(), ShimError> {
         let id = pair.id.clone();
         // What became of an earlier pair of it is told, or nobody asked.
-        self.shared.rolled_back.send_modify(|known| {
+        self.shared.fates.send_modify(|known| {
             known.remove(&id);
         });
         self.shared.pairs().insert(id.clone(), pair.clone());
@@ -181,6 +191,30 @@ impl Shared {
         }
     }
 
+    /// Sends a call, or leaves it to be sent to the successor. In a task of its own: a line that was begun is ended, also
+    /// where whoever asks gives up.
+    async fn ask(self: Arc<Self>, call: Call, answer: oneshot::Sender<Result<Answer, ShimError>>) {
+        let number = self.numbers.fetch_add(1, Ordering::Relaxed);
+        let sending = tokio::spawn(async move {
+            // Under the lock: it is repeated by the exchange of shims, or sent here, and not both.
+            let outgoing = self.outgoing.lock().await;
+            // An exchange may take long.
+            if answer.is_closed() {
+                return;
+            }
+            let request = Request { number, call: call.clone() };
+            self.waiting().insert(number, Waiting { call, sent: false, answer: Some(answer) });
+            if let Some(outgoing) = &*outgoing
+                && outgoing.send(&request).await.is_ok()
+                && let Some(waiting) = self.waiting().get_mut(&number)
+            {
+                waiting.sent = true;
+            }
+        });
+        // It ends by itself: the runtime alone could end it earlier.
+        let _ = sending.await;
+    }
+
     /// Reads answers for as long as there is a shim.
     async fn read(self: Arc<Self>, mut incoming: Incoming) {
         loop {
@@ -203,25 +237,36 @@ impl Shared {
     fn understand(&self, reply: Reply) {
         let (number, answer) = match reply {
             Reply::Answer(number, answer) => (number, Ok(answer)),
-            Reply::Failure(number, failure) => (number, Err(failure.into())),
+            Reply::Failure(number, failure) => (number, Err(failure)),
             Reply::Unpaired(id) => {
                 self.pairs().remove(&id);
                 return;
             }
             Reply::RolledBack(id, how_far) => {
-                self.pairs().remove(&id);
-                self.rolled_back.send_modify(|known| {
-                    known.insert(id.clone(), how_far);
-                });
+                self.ends_early(&id, Fate::RolledBack(how_far));
                 // Nobody may be interested.
                 let _ = self.events.send(Event::RolledBack { id, how_far });
                 return;
             }
         };
-        if let Some(waiting) = self.waiting().remove(&number) {
+        let waiting = self.waiting().remove(&number);
+        match (waiting, answer) {
             // Whoever asked may have lost interest.
-            let _ = waiting.answer.send(answer);
+            (Some(Waiting { answer: Some(asked), .. }), answer) => drop(asked.send(answer.map_err(Into::into))),
+            (Some(Waiting { call: Call::Pair(pair), .. }), Err(failure)) => {
+                tracing::debug!(id = pair.id, %failure, "the successor does not go on with a channel");
+                self.ends_early(&pair.id, Fate::Refused(failure));
+            }
+            _ => {}
         }
+    }
+
+    /// Notes what became of a pair. What was told first counts.
+    fn ends_early(&self, id: &str, fate: Fate) {
+        self.pairs().remove(id);
+        self.fates.send_modify(|known| {
+            known.entry(id.to_owned()).or_insert(fate);
+        });
     }
 
     /// Goes over to a successor, which gets everything that this client has open.
@@ -229,113 +274,51 @@ impl Shared {
         let mut outgoing = self.outgoing.lock().await;
         *outgoing = None;
         drop(outgoing);
-        let incoming = self.reach().await?;
+        let incoming = self.go_over().await?;
         // Nobody may be interested.
         let _ = self.events.send(Event::TakenOver { shim: self.shim.load(Ordering::Relaxed) });
         Ok(incoming)
     }
 
-    async fn reach(&self) -> Result<Incoming, ShimError> {
-        let deadline = Instant::now() + DEADLINE;
-        loop {
-            match self.try_reach().await {
-                Ok(incoming) => return Ok(incoming),
-                Err(Try::Never(error)) => return Err(error),
-                Err(Try::Later(why)) if Instant::now() >= deadline => return Err(self.unreachable(why)),
-                Err(Try::Later(_)) => sleep(PAUSE).await,
-            }
-        }
-    }
-
-    async fn try_reach(&self) -> Result<Incoming, Try> {
-        let known = Known::find(&self.name).map_err(|error| Try::Never(error.into()))?;
-        if let Ok(socket) = sockets::connect(&known.runtime, SOCKET) {
-            return self.greet(socket).await;
-        }
-        self.may_be_taken_over()?;
-        let start = Start::TakeOver { name: self.name.clone() };
-        match self.program.start(&start).await {
-            Ok(_) => Err(Try::Later("it has just been started".to_owned())),
-            // Another client's may have been faster. One that did not bring it back has told why: to try that once more is
-            // for whoever puts it right.
-            Err(ShimError::Failure(failure)) if !matches!(failure.kind, Kind::Ended | Kind::Lost) => {
-                Err(Try::Later(failure.message))
-            }
-            Err(error) => Err(Try::Never(error)),
-        }
-    }
-
-    /// Looks once more at what is on paper: the shim may have ended since.
-    fn may_be_taken_over(&self) -> Result<(), Try> {
-        let known = Known::find(&self.name).map_err(|error| Try::Never(error.into()))?;
-        let ended = known.record.and_then(|record| record.exit);
-        let never = |error: SandboxError| Err(Try::Never(error.into()));
-        match (known.state, ended) {
-            (_, Some(exit)) => never(SandboxError::Ended(Box::new(exit))),
-            (State::Unfinished, None) => never(SandboxError::Unfinished(self.name.clone())),
-            (State::Dead, None) => never(SandboxError::Dead(self.name.clone())),
-            _ => Ok(()),
-        }
-    }
-
-    /// Says hello, hands the memory over, and repeats what was under way.
-    async fn greet(&self, socket: StdStream) -> Result<Incoming, Try> {
-        let later = |error: std::io::Error| Try::Later(error.to_string());
-        socket.set_nonblocking(true).map_err(later)?;
-        let (mut incoming, outgoing) = line::split(UnixStream::from_std(socket).map_err(later)?);
-        let hello = async {
-            outgoing.send(&Request { number: 0, call: Call::Hello { api: VERSION } }).await?;
-            incoming.line::<Reply>().await
-        };
-        let hello = timeout(GREETING, hello).await.map_err(|_| Try::Later("it does not answer".to_owned()))?;
-        match hello.map_err(later)? {
-            Some(Reply::Answer(_, Answer::Hello { api, pid, .. })) if api == VERSION => {
-                self.shim.store(pid, Ordering::Relaxed);
-            }
-            Some(Reply::Answer(_, Answer::Hello { api, pid, release })) => {
-                return Err(Try::Never(ShimError::Version { name: self.name.clone(), pid, release, found: api }));
-            }
-            Some(_) => return Err(Try::Never(ShimError::Nonsense(self.name.clone()))),
-            None => return Err(Try::Later("it has just gone".to_owned())),
-        }
+    /// Comes to the shim of now, and repeats what was under way.
+    async fn go_over(&self) -> Result<Incoming, ShimError> {
+        let Reached { incoming, outgoing, pid } = reach(&self.name, &self.program, &self.memory).await?;
+        self.shim.store(pid, Ordering::Relaxed);
         let mut place = self.outgoing.lock().await;
-        let link = Request { number: 0, call: Call::Link };
-        outgoing.send_with(&link, &self.memory.descriptors()).await.map_err(later)?;
         for request in self.unfinished() {
-            outgoing.send(&request).await.map_err(later)?;
+            // One that has gone already is seen by who reads: everything is repeated to the next.
+            if outgoing.send(&request).await.is_err() {
+                break;
+            }
         }
         *place = Some(outgoing);
         Ok(incoming)
     }
 
-    /// What a successor is told: the pairs, and calls that may be repeated.
+    /// What a successor is told: the pairs, and calls that may be repeated. The others have failed, if they were sent.
     fn unfinished(&self) -> Vec<Request> {
         let mut waiting = self.waiting();
-        let lost: Vec<u64> =
-            waiting.iter().filter(|(_, waiting)| !may_be_repeated(&waiting.call)).map(|(number, _)| *number).collect();
-        for number in lost {
-            if let Some(waiting) = waiting.remove(&number) {
-                let _ = waiting.answer.send(Err(ShimError::Died(self.name.clone())));
+        waiting.retain(|_, waiting| !waiting.is_given_up());
+        for (_, lost) in waiting.extract_if(|_, waiting| waiting.sent && !may_be_repeated(&waiting.call)) {
+            let _ = lost.answer.map(|answer| answer.send(Err(ShimError::Died(self.name.clone()))));
+        }
+        let pairs = self.pairs().values().cloned().collect::<Vec<_>>();
+        for pair in pairs {
+            let asked = |waiting: &Waiting| matches!(&waiting.call, Call::Pair(asked) if *asked == pair);
+            if !waiting.values().any(asked) {
+                let number = self.numbers.fetch_add(1, Ordering::Relaxed);
+                waiting.insert(number, Waiting { call: Call::Pair(pair), sent: true, answer: None });
             }
         }
-        let asked =
-            |pair: &Pair| waiting.values().any(|waiting| matches!(&waiting.call, Call::Pair(asked) if asked == pair));
-        let pairs = self.pairs().values().filter(|pair| !asked(pair)).cloned().collect::<Vec<_>>();
-        let pairs = pairs.into_iter().map(|pair| Request { number: 0, call: Call::Pair(pair) });
-        let calls = waiting.iter().map(|(number, waiting)| Request { number: *number, call: waiting.call.clone() });
-        pairs.chain(calls).collect()
+        let requests = waiting.iter_mut().map(|(number, waiting)| {
+            waiting.sent = true;
+            Request { number: *number, call: waiting.call.clone() }
+        });
+        requests.collect()
     }
 }
 
 /// Whether a call does no harm when it is carried out twice.
 fn may_be_repeated(call: &Call) -> bool {
     !matches!(call, Call::Snapshot { .. })
-}
-
-/// Why a try came to nothing.
-enum Try {
-    /// It may come to something soon.
-    Later(String),
-    /// It never will.
-    Never(ShimError),
 }

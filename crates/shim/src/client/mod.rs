@@ -2,6 +2,7 @@
 
 mod connection;
 mod memory;
+mod reach;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -104,7 +105,10 @@ impl Remote {
 
     /// What became of the channel of an id that has just ended with [`Reset`](throughline::Error::Reset), if that was
     /// because the machine died and went back to its last checkpoint. Waits for the news for a second.
-    pub async fn rolled_back(&self, id: &str) -> Option<RolledBack> {
+    ///
+    /// # Errors
+    /// It was because a successor of the shim did not go on with it, and why not.
+    pub async fn rolled_back(&self, id: &str) -> Result<Option<RolledBack>, ShimError> {
         self.0.connection.rolled_back(id).await
     }
 

@@ -45,6 +45,10 @@ pub struct Standing {
     pub size: usize,
     /// How many do.
     pub waiting: usize,
+    /// How many tries in a row to make one have come to nothing.
+    pub failures: u32,
+    /// Why the last of these did.
+    pub last_error: Option<String>,
 }
 
 /// Starts the keeper of a new pool, and waits until its first child waits. It outlives this process.
@@ -79,7 +83,9 @@ pub async fn list() -> Result<Vec<Listed>, ShimError> {
     let mut pools = Vec::new();
     for name in folder::names()? {
         let standing = match ask(&name, Call::State, &[], STATE).await {
-            Ok((pid, Answer::State { source, size, waiting })) => Ok(Standing { pid, source, size, waiting }),
+            Ok((pid, Answer::State { source, size, waiting, failures, last_error })) => {
+                Ok(Standing { pid, source, size, waiting, failures, last_error })
+            }
             Ok(_) => Err(nonsense(&name)),
             // It is being made, or removed.
             Err(ShimError::Failure(Failure { kind: Kind::Missing, .. }) | ShimError::KeeperEnded(_)) => continue,

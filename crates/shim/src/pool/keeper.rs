@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use throughline_sandbox::stock::Stock;
+use throughline_sandbox::stock::{Failures, Stock};
 use throughline_sandbox::zygote::Place;
 use throughline_sandbox::{Given, pool, sockets};
 use tokio::net::{UnixListener, UnixStream};
@@ -19,6 +19,7 @@ use crate::ShimError;
 use crate::api::{Failure, Kind};
 use crate::client::Remote;
 use crate::line::{self, Incoming};
+use crate::server::ACCEPT_AGAIN;
 use crate::start::{InWaiting, Program, Start, Take};
 
 /// Callers at one time. More wait for their turn.
@@ -90,7 +91,10 @@ impl Keeper {
                     Ok((socket, _)) => {
                         callers.spawn(serve(shared.clone(), socket));
                     }
-                    Err(error) => tracing::warn!(%error, "a caller was not accepted"),
+                    Err(error) => {
+                        tracing::warn!(%error, "a caller was not accepted");
+                        tokio::time::sleep(ACCEPT_AGAIN).await;
+                    }
                 },
                 Some(_) = callers.join_next() => {}
             }
@@ -178,11 +182,16 @@ impl Shared {
                 pool::check(name.as_deref(), &given).await?;
                 Answer::Taken { name: self.take(&Take { name, given, keeping }, incoming).await? }
             }
-            Call::State => Answer::State {
-                source: self.create.source.clone(),
-                size: self.create.size,
-                waiting: self.stock.waiting(),
-            },
+            Call::State => {
+                let Failures { count, last } = self.stock.failures();
+                Answer::State {
+                    source: self.create.source.clone(),
+                    size: self.create.size,
+                    waiting: self.stock.waiting(),
+                    failures: count,
+                    last_error: last,
+                }
+            }
             Call::Remove => Answer::Done,
         })
     }

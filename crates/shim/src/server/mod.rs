@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use throughline::SidecarError;
 use throughline_sandbox::bundle::Bundle;
 use throughline_sandbox::engine::{Exit, Hardware};
 use throughline_sandbox::image::{ImageBuilder, Images};
@@ -19,11 +20,14 @@ use tokio::sync::{Mutex, watch};
 use tokio::task::JoinSet;
 
 use crate::ShimError;
-use crate::api::SOCKET;
+use crate::api::{Failure, Kind, SOCKET};
 use crate::start::{Keeping, Start, Take};
 
 /// Clients at one time. More wait for their turn.
 const MOST_CLIENTS: usize = 256;
+
+/// After a client that was not accepted, before the next try.
+pub(crate) const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
 /// How often a shim tries to go back to a checkpoint. What still is in the way then is told to the next client.
 const TRIES: u32 = 5;
@@ -72,7 +76,7 @@ impl Server {
             }
             Start::Wait { .. } => return Err(ShimError::Nonsense("in waiting".to_owned())),
             Start::TakeOver { name } => {
-                let sandbox = Sandbox::take_over(&name).await?;
+                let sandbox = Sandbox::take_over(&name).await.map_err(taken_over)?;
                 // Should anything fail from here on, it goes on.
                 sandbox.detach();
                 (sandbox, None)
@@ -139,7 +143,11 @@ impl Server {
                     Ok((socket, _)) => {
                         sessions.spawn(session::serve(self.shared.clone(), socket));
                     }
-                    Err(error) => tracing::warn!(%error, "a client was not accepted"),
+                    Err(error) => {
+                        tracing::warn!(%error, "a client was not accepted");
+                        // Others may let go of descriptors meanwhile. At once it would fail again.
+                        tokio::time::sleep(ACCEPT_AGAIN).await;
+                    }
                 },
                 Some(_) = sessions.join_next() => {}
             }
@@ -195,6 +203,28 @@ async fn back(sandbox: &Sandbox) -> Result<Option<Sandbox>, ShimError> {
 async fn told(sessions: &mut JoinSet<()>) {
     let ended = async { while sessions.join_next().await.is_some() {} };
     let _ = tokio::time::timeout(session::LAST_READS, ended).await;
+}
+
+/// Why a sandbox is not taken over: a process that is no shim has it, or anything else.
+fn taken_over(error: SandboxError) -> ShimError {
+    match error {
+        SandboxError::Sidecar(SidecarError::Held { holder: Some(holder), .. }) if !is_shim(holder.pid) => {
+            let message = format!(
+                "process {} has the sandbox, and is no shim: end that process, or let it detach, and repeat this",
+                holder.pid
+            );
+            Failure { kind: Kind::Held, message }.into()
+        }
+        error => error.into(),
+    }
+}
+
+/// Whether a process was started as this one was, or is just ending: then nothing is known of how it was.
+fn is_shim(pid: u32) -> bool {
+    let line = |process: &str| std::fs::read(format!("/proc/{process}/cmdline")).unwrap_or_default();
+    let arguments = |line: &[u8]| line.split(|byte| *byte == 0).skip(1).map(<[u8]>::to_vec).collect::<Vec<_>>();
+    let found = line(&pid.to_string());
+    found.is_empty() || arguments(&found) == arguments(&line("self"))
 }
 
 /// A child of a zygote, loaded and paused.

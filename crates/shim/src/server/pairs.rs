@@ -1,16 +1,18 @@
 //! Channels of the guest carried to a client's link, and back.
 
 use std::os::fd::OwnedFd;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use throughline::{ChannelId, ChannelInfo, Doorbell, Ended, Link, Region, Relay};
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::Shared;
 use super::calls::ID_DIGITS;
+use super::session::LAST_READS;
 use crate::api::{Failure, Kind, Open, Opened, PORT, Pair, Reply, RolledBack};
 use crate::line::Outgoing;
 
@@ -19,6 +21,9 @@ const DEADLINE: Duration = Duration::from_secs(10);
 
 /// How long the end of a client is looked at, once it has gone, for what it closed before.
 const LAST_LOOK: Duration = Duration::from_millis(100);
+
+/// Between two looks whether a client's ring has what a dead machine left.
+const LOOK: Duration = Duration::from_millis(5);
 
 /// Why a session's pairs are over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -144,6 +149,12 @@ impl Shared {
         self.found(&open.id)
     }
 
+    /// Resets the guest's channel of an id, unless somebody has it, or it has ended.
+    pub(super) fn reset(&self, id: &str) {
+        let channel = self.of(id).and_then(|info| self.sandbox.link().adopt(info.id).ok());
+        channel.into_iter().for_each(abort);
+    }
+
     /// Where the channel of an id stands.
     pub(super) fn found(&self, id: &str) -> Result<Opened, Failure> {
         let missing = || Failure {
@@ -200,6 +211,18 @@ fn opened(info: &ChannelInfo) -> Result<Opened, Failure> {
     })
 }
 
+/// Carries a dead machine's last bytes until the client's own ring has them; `None` where neither ended the channel.
+async fn last_reads(relay: &Relay) -> Option<Result<Ended, throughline::Error>> {
+    let mut run = pin!(relay.run());
+    while relay.pending() > 0 {
+        tokio::select! {
+            ended = &mut run => return Some(ended),
+            () = sleep(LOOK) => {}
+        }
+    }
+    None
+}
+
 /// Carries a pair until it ends, or its client has gone.
 pub(super) async fn carry(relay: Relay, pair: Pair, outgoing: Outgoing, mut over: watch::Receiver<Option<Over>>) {
     let ended = tokio::select! {
@@ -211,11 +234,14 @@ pub(super) async fn carry(relay: Relay, pair: Pair, outgoing: Outgoing, mut over
         // The client pairs its channel anew, and is told then.
         Err(Some(Over::Lost)) => return relay.release(),
         // It may have closed the channel before it went.
-        Err(_) => timeout(LAST_LOOK, relay.run()).await.ok(),
+        Err(_) if outgoing.has_gone() => timeout(LAST_LOOK, relay.run()).await.ok(),
+        // The machine has: what it said last is passed on. As a rule that was done before; on a busy host it takes its time.
+        Err(_) => timeout(LAST_READS, last_reads(&relay)).await.ok().flatten(),
     };
     match ended {
         Some(Ok(Ended::Upstream)) => relay.close(),
         Some(Ok(Ended::Downstream)) if !pair.keep => relay.close(),
+        Some(Ok(Ended::Reset)) => relay.abort(),
         Some(Ok(Ended::Downstream)) | None => {
             // What it consumed is gone, the rest is for the next one.
             if let Err(error) = relay.settle().await {

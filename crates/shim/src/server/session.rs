@@ -1,6 +1,7 @@
 //! One client.
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -25,6 +26,8 @@ struct Session {
     outgoing: Outgoing,
     link: Option<Arc<ClientLink>>,
     over: watch::Sender<Option<Over>>,
+    /// Channels that were opened for it, and that it has not had paired yet.
+    opened: Arc<Mutex<HashSet<String>>>,
     pairs: JoinSet<()>,
     calls: JoinSet<()>,
 }
@@ -38,6 +41,7 @@ pub(super) async fn serve(shared: Arc<Shared>, socket: UnixStream) {
         outgoing,
         link: None,
         over: watch::Sender::new(None),
+        opened: Arc::default(),
         pairs: JoinSet::new(),
         calls: JoinSet::new(),
     };
@@ -64,6 +68,9 @@ pub(super) async fn serve(shared: Arc<Shared>, socket: UnixStream) {
     }
     let over = if matches!(end, Some(End::Lost)) { Over::Lost } else { Over::Ended };
     session.over.send_replace(Some(over));
+    if end.is_none() {
+        session.drop_unpaired().await;
+    }
     while session.pairs.join_next().await.is_some() {}
 }
 
@@ -95,16 +102,35 @@ impl Session {
         reply(&self.outgoing, number, answer).await;
     }
 
+    /// Resets what was opened for a client that has gone before it could use it: nobody else knows of it.
+    async fn drop_unpaired(&mut self) {
+        self.calls.shutdown().await;
+        for id in of(&self.opened).drain() {
+            self.shared.reset(&id);
+        }
+    }
+
     fn carry_out(&mut self, number: u64, call: Call) {
         let (shared, outgoing) = (self.shared.clone(), self.outgoing.clone());
         match call {
             Call::Open(open) => {
+                let unpaired = self.opened.clone();
                 self.calls.spawn(async move {
-                    let opened = if open.port == 0 { shared.found(&open.id) } else { shared.open(open).await };
+                    let opened = if open.port == 0 {
+                        shared.found(&open.id)
+                    } else {
+                        let id = open.id.clone();
+                        let opened = shared.open(open).await;
+                        if opened.is_ok() {
+                            of(&unpaired).insert(id);
+                        }
+                        opened
+                    };
                     reply(&outgoing, number, opened.map(Answer::Opened)).await;
                 });
             }
             Call::Pair(pair) => {
+                of(&self.opened).remove(&pair.id);
                 let (link, over) = (self.link.clone(), self.over.subscribe());
                 self.pairs.spawn(async move {
                     let Some(link) = link else {
@@ -146,6 +172,10 @@ impl Session {
             }
         }
     }
+}
+
+fn of(opened: &Mutex<HashSet<String>>) -> std::sync::MutexGuard<'_, HashSet<String>> {
+    opened.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn unknown(error: &serde_json::Error) -> Failure {

@@ -8,12 +8,19 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use rustix::fd::OwnedFd;
 use rustix::fs::inotify;
+use rustix::io::Errno;
 use tokio::io::unix::AsyncFd;
+use tokio::time::sleep;
 
 /// The size at which the console's file is turned over, in bytes.
 const TURN: u64 = 256 * 1024;
+/// How often a console's file is looked at that cannot be watched. What a guest prints meanwhile is bounded by the
+/// monitor's file size limit.
+const LOOK: Duration = Duration::from_secs(1);
 /// How much of a log is reported, in bytes.
 const TAIL: u64 = 4096;
 /// The name of the console's file in a machine's folder.
@@ -26,28 +33,46 @@ pub(super) const MESSAGES: &str = "monitor.log";
 /// Keeps a console's file small.
 pub(super) struct Watch {
     folder: PathBuf,
-    changes: AsyncFd<rustix::fd::OwnedFd>,
+    /// Without, the file is looked at now and then: the host has few of these for each user, 128 as a rule.
+    changes: Option<AsyncFd<OwnedFd>>,
 }
 
 impl Watch {
     /// Watches the console of the machine in `folder`; the file must exist.
     pub(super) fn new(folder: &Path) -> io::Result<Self> {
-        let changes = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC)?;
-        inotify::add_watch(&changes, folder.join(CONSOLE), inotify::WatchFlags::MODIFY)?;
-        Ok(Self { folder: folder.to_path_buf(), changes: super::readiness::watch(changes)? })
+        let changes = match changes(&folder.join(CONSOLE)) {
+            Ok(changes) => Some(super::readiness::watch(changes)?),
+            Err(error @ (Errno::MFILE | Errno::NFILE | Errno::NOSPC)) => {
+                tracing::warn!(%error, "the console cannot be watched, and is looked at each second; see `throughline doctor`");
+                None
+            }
+            Err(error) => return Err(error.into()),
+        };
+        Ok(Self { folder: folder.to_path_buf(), changes })
     }
 
     /// Waits for output and turns the file over where that is due. Cancel-safe.
     pub(super) async fn turned(&self) -> io::Result<()> {
-        let mut ready = self.changes.readable().await?;
+        let Some(changes) = &self.changes else {
+            sleep(LOOK).await;
+            return turn(&self.folder);
+        };
+        let mut ready = changes.readable().await?;
         let mut events = [0; 4096];
-        match rustix::io::read(self.changes.get_ref(), &mut events) {
+        match rustix::io::read(changes.get_ref(), &mut events) {
             Ok(_) => {}
-            Err(rustix::io::Errno::AGAIN) => ready.clear_ready(),
+            Err(Errno::AGAIN) => ready.clear_ready(),
             Err(error) => return Err(error.into()),
         }
         turn(&self.folder)
     }
+}
+
+/// Tells of changes of a file.
+fn changes(path: &Path) -> Result<OwnedFd, Errno> {
+    let changes = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC)?;
+    inotify::add_watch(&changes, path, inotify::WatchFlags::MODIFY)?;
+    Ok(changes)
 }
 
 fn turn(folder: &Path) -> io::Result<()> {

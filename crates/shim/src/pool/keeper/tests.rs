@@ -114,6 +114,34 @@ async fn a_child_that_was_killed_in_the_middle_may_be_a_sandbox_and_its_caller_i
 }
 
 #[tokio::test]
+async fn why_children_cannot_be_made_is_told_for_as_long_as_they_cannot() {
+    let test = async {
+        let failed = "{\\\"failed\\\":{\\\"kind\\\":\\\"failed\\\",\\\"message\\\":\\\"there is no room\\\"}}";
+        let fails = format!("if [ $n -gt 1 ] && [ ! -e go ]; then echo \"{failed}\"; exit 125; fi");
+        let pool = Pool::begin("failing", 2, &format!("{fails}; {TAKEN}")).await;
+        let standing = async || {
+            let listed = client::list().await.unwrap().into_iter().find(|listed| listed.name == pool.name).unwrap();
+            listed.standing.unwrap()
+        };
+        let failing = loop {
+            let standing = standing().await;
+            if standing.failures > 0 {
+                break standing;
+            }
+            sleep(LOOK).await;
+        };
+        assert_eq!((failing.waiting, failing.last_error.as_deref()), (1, Some("there is no room")));
+        create(&pool.folder.path().join("go"));
+        pool.waiting(2).await;
+        let standing = standing().await;
+        assert_eq!((standing.failures, standing.last_error), (0, None));
+        client::remove(&pool.name).await.unwrap();
+        pool.end().await;
+    };
+    Box::pin(timeout(WATCHDOG, test)).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_caller_who_has_gone_gets_no_child_later() {
     let test = async {
         let wait = "while [ $n -gt 1 ] && [ -e going-on ] && [ ! -e go ]; do sleep 0.01; done";

@@ -1,0 +1,83 @@
+//! `exec --timeout` of a guest that does not answer: it ends, and so does the command, as soon as the guest goes on.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+
+use crate::dying::{shim, state};
+use crate::support::{Name, command, json, printed, text, throughline, throughline_with, until};
+
+/// Makes a mark first, and another one at its end; runs for long in between.
+const SCRIPT: &str = "touch /root/begun; echo begun; while [ ! -e /root/go ]; do usleep 10000; done; touch /root/done";
+
+/// Once a guest goes on, nothing is left of the commands that were told to end: none runs on, or is begun late.
+fn nothing_is_left(name: &Name) {
+    until(|| json(["--json", "ps", &name.0]) == serde_json::json!([]));
+    // Whatever still waited for it would end now.
+    printed(["exec", &name.0, "--", "touch", "/root/go"]);
+    let running = "grep -l 'u[s]leep' /proc/[0-9]*/cmdline 2>/dev/null || :";
+    until(|| printed(["exec", &name.0, "--", "sh", "-c", running]).is_empty());
+}
+
+fn marks(name: &Name) -> String {
+    printed(["exec", &name.0, "--", "ls", "/root"])
+}
+
+#[test]
+fn vm_exec_whose_time_is_up_before_a_paused_guest_answers_ends_and_its_command_is_never_begun() {
+    let name = Name::new("timeout-paused");
+    printed(["run", "--memory", "128M", "--name", &name.0]);
+    printed(["pause", &name.0]);
+    // Many: the guest would be quick to end one that it began.
+    std::thread::scope(|all| {
+        for number in 0..16 {
+            let how = [&["--timeout", "1s"][..], &["--timeout", "2s", "-i"], &["--timeout", "1s", "-d"]][number % 3];
+            let (name, mark) = (&name.0, format!("/root/{number}"));
+            all.spawn(move || {
+                let command = [name, "--", "touch", &mark];
+                let ended = throughline_with(&[&["exec"], how, &command].concat(), b"input");
+                let said = text(&ended.stderr);
+                assert_eq!(ended.status.code(), Some(124), "{how:?}: {said}");
+                assert!(said.contains("the command was not started"), "{how:?}: {said}");
+            });
+        }
+    });
+    printed(["resume", &name.0]);
+    nothing_is_left(&name);
+    assert_eq!(marks(&name), "go\n");
+}
+
+#[test]
+fn vm_exec_whose_time_is_up_while_the_guest_is_paused_ends_and_so_does_its_command() {
+    let name = Name::new("timeout-running");
+    printed(["run", "--memory", "128M", "--name", &name.0]);
+    let mut exec = Command::new(command());
+    let exec = exec.args(["exec", "--timeout", "5s", "-i", &name.0, "--", "sh", "-c", SCRIPT]).stdin(Stdio::piped());
+    let mut exec = exec.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(exec.stdout.take().unwrap()).lines();
+    assert_eq!(lines.next().unwrap().unwrap(), "begun");
+    printed(["pause", &name.0]);
+    // More than is taken: no word more has room on its way.
+    let mut input = exec.stdin.take().unwrap();
+    let feeding = std::thread::spawn(move || std::io::Write::write_all(&mut input, &vec![7; 8 << 20]));
+    let ended = exec.wait_with_output().unwrap();
+    feeding.join().unwrap().unwrap_err();
+    assert_eq!(ended.status.code(), Some(124), "{}", text(&ended.stderr));
+    assert!(text(&ended.stderr).contains("was told to end, but the guest does not answer"), "{}", text(&ended.stderr));
+    printed(["resume", &name.0]);
+    nothing_is_left(&name);
+    assert_eq!(marks(&name), "begun\ngo\n");
+}
+
+/// The shim is stopped: nobody greets.
+#[test]
+fn vm_exec_whose_time_is_up_before_the_shim_answers_ends() {
+    let name = Name::new("timeout-shim");
+    printed(["run", "--memory", "128M", "--name", &name.0]);
+    let shim = rustix::process::Pid::from_raw(shim(&name)).unwrap();
+    rustix::process::kill_process(shim, rustix::process::Signal::STOP).unwrap();
+    until(|| state(shim.as_raw_pid()) == Some('T'));
+    let ended = throughline(["exec", "--timeout", "300ms", &name.0, "--", "touch", "/root/begun"]);
+    rustix::process::kill_process(shim, rustix::process::Signal::CONT).unwrap();
+    assert_eq!(ended.status.code(), Some(124), "{}", text(&ended.stderr));
+    assert_eq!(printed(["exec", &name.0, "--", "ls", "/root"]), "");
+}
