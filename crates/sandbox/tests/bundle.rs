@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -12,11 +12,11 @@ use nix::sys::signal::{Signal, kill, raise};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use throughline_sandbox::bundle::{
-    Bundle, BundleError, Carried, Draft, MANIFEST, Manifest, RAM, REGION, SIDECAR, STATE, VERSION,
+    Bundle, BundleError, Carried, DELTA, Draft, FileEntry, MANIFEST, Manifest, RAM, REGION, SIDECAR, STATE, VERSION,
 };
 use throughline_sandbox::engine::{Accelerator, Hardware, Machine};
 
-const FILES: [&str; 4] = [STATE, RAM, REGION, SIDECAR];
+const FILES: [&str; 5] = [STATE, RAM, DELTA, REGION, SIDECAR];
 
 fn manifest() -> Manifest {
     let text = |text: &str| text.to_owned();
@@ -134,12 +134,41 @@ fn a_manifest_that_is_missing_cut_or_changed_anywhere_is_refused() {
 #[test]
 fn another_form_is_refused_whatever_else_it_says() {
     let (_folder, place) = bundle();
-    let text = r#"{"version":2,"nothing":"that is known"}"#;
+    let text = r#"{"version":3,"nothing":"that is known"}"#;
     let checksum = xxhash_rust::xxh3::xxh3_64(text.as_bytes());
     fs::write(place.join(MANIFEST), format!(r#"{{"manifest":{text},"checksum":{checksum}}}"#)).unwrap();
     let error = accept(&place).unwrap_err();
-    assert!(matches!(error, BundleError::Version(2)), "{error}");
-    assert!(error.to_string().contains("form 2") && error.to_string().contains("form 1"), "{error}");
+    assert!(matches!(error, BundleError::Version(3)), "{error}");
+    assert!(error.to_string().contains("form 3") && error.to_string().contains("form 2"), "{error}");
+}
+
+#[test]
+fn the_first_form_is_read() {
+    let (_folder, place) = bundle();
+    let mut first = Bundle::open(&place).unwrap().manifest().clone();
+    first.version = 1;
+    first.files.remove(DELTA);
+    let text = serde_json::to_string(&first).unwrap();
+    let checksum = xxhash_rust::xxh3::xxh3_64(text.as_bytes());
+    fs::write(place.join(MANIFEST), format!(r#"{{"manifest":{text},"checksum":{checksum}}}"#)).unwrap();
+    let bundle = Bundle::open(&place).unwrap();
+    assert!(!bundle.has_delta() && bundle.manifest().version == 1);
+}
+
+#[test]
+fn a_file_that_is_known_already_is_neither_read_nor_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut manifest = manifest();
+    let known = FileEntry { bytes: 20_000, checksum: 5 };
+    manifest.files.insert(RAM.to_owned(), known);
+    let draft = Draft::new(&folder.path().join("bundle")).unwrap();
+    for name in FILES {
+        draft.create(name).unwrap().set_len(20_000).unwrap();
+    }
+    fs::set_permissions(draft.path(RAM), fs::Permissions::from_mode(0o400)).unwrap();
+    let bundle = draft.complete(manifest).unwrap();
+    assert_eq!(bundle.manifest().files[RAM], known);
+    assert!(FILES.into_iter().all(|name| bundle.manifest().files.contains_key(name)));
 }
 
 #[test]

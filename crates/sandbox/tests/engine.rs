@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 use support::{COUNTING, Guest, folder, qemu, watched};
-use throughline_sandbox::engine::{Accelerator, Capture, Engine, EngineError, ExitReason, VmRecord, save_paused};
+use throughline_sandbox::engine::{Accelerator, Capture, CaptureReport, Engine, EngineError, ExitReason, VmRecord};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn vm_boots_and_sees_region_and_doorbell() {
@@ -43,7 +43,7 @@ async fn vm_is_saved_and_loaded_ten_times_in_a_chain() {
     for generation in 0..10 {
         let at = saved.path().join(generation.to_string());
         std::fs::create_dir(&at).unwrap();
-        let capture = begin(&guest, &at).await;
+        let mut capture = begin(&guest, &at).await;
         let paused = Instant::now();
         guest.vm.pause().await.unwrap();
         let stopped = paused.elapsed();
@@ -81,6 +81,16 @@ async fn begin(guest: &Guest, at: &std::path::Path) -> Capture {
     tokio::task::spawn_blocking(move || Capture::begin(source, &image)).await.unwrap().unwrap()
 }
 
+/// Saves a machine that is to be ended then.
+async fn save_last(guest: &Guest, at: &std::path::Path) -> CaptureReport {
+    let (source, image) = (guest.vm.ram().unwrap(), at.join("ram"));
+    let begin = move || Capture::begin_last(source, &image).unwrap();
+    let mut capture = tokio::task::spawn_blocking(begin).await.unwrap();
+    guest.vm.pause().await.unwrap();
+    guest.vm.save(&at.join("state")).await.unwrap();
+    tokio::task::spawn_blocking(move || capture.finish()).await.unwrap().unwrap()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn vm_that_stops_shares_its_ram_with_the_image() {
     let engine = qemu();
@@ -88,7 +98,7 @@ async fn vm_that_stops_shares_its_ram_with_the_image() {
     let count = guest.bell().count().await;
     let saved = folder();
     let at = saved.path();
-    let report = save_paused(guest.vm.as_ref(), &at.join("state"), &at.join("ram")).await.unwrap();
+    let report = save_last(&guest, at).await;
     assert!(report.shared);
     guest.vm.kill().await.unwrap();
     std::fs::copy(guest.folder.path().join("region"), at.join("region")).unwrap();
@@ -100,12 +110,22 @@ async fn vm_that_stops_shares_its_ram_with_the_image() {
     }
     let grandchild = folder();
     let at = grandchild.path();
-    let report = save_paused(first.vm.as_ref(), &at.join("state"), &at.join("ram")).await.unwrap();
-    assert!(!report.shared && report.copied > 0);
+    let report = save_last(&first, at).await;
+    assert!(report.shared && report.delta);
     std::fs::copy(first.folder.path().join("region"), at.join("region")).unwrap();
     let third = Guest::load(&engine, at).await;
     third.vm.resume().await.unwrap();
     assert!(third.bell().count().await > count);
+    // Without a name the image cannot get another one.
+    drop((guest, first, second, saved, grandchild));
+    let last = folder();
+    let at = last.path();
+    let report = save_last(&third, at).await;
+    assert!(!report.shared && !report.delta && report.copied > 0, "{report:?}");
+    std::fs::copy(third.folder.path().join("region"), at.join("region")).unwrap();
+    let fourth = Guest::load(&engine, at).await;
+    fourth.vm.resume().await.unwrap();
+    assert!(fourth.bell().count().await > count);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -181,7 +201,7 @@ async fn vm_of_another_machine_is_refused_before_loading() {
         region: empty(),
         rootfs: None,
     };
-    let spec = throughline_sandbox::engine::LoadSpec { config, machine, ram: empty(), state: empty() };
+    let spec = throughline_sandbox::engine::LoadSpec { config, machine, ram: empty(), delta: None, state: empty() };
     let error = engine.load(spec).await.err().unwrap();
     assert!(matches!(error, EngineError::OtherMachine { .. }), "{error}");
     assert!(error.to_string().contains("pc-q35-2.4"), "{error}");

@@ -10,8 +10,9 @@ use super::BundleError;
 use crate::engine::{Hardware, Machine};
 use crate::image::Rootfs;
 
-/// Version of the bundle's form. Another one is refused.
-pub const VERSION: u32 = 1;
+/// Version of the bundle's form. A newer one is refused; in the first one, RAM is never in two parts.
+pub const VERSION: u32 = 2;
+const OLDEST: u32 = 1;
 
 /// A bundle's manifest. It is written last: a folder without one is no bundle.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -100,7 +101,7 @@ impl Manifest {
         // The version before all else: another version may have other fields.
         let Version { version } =
             serde_json::from_str(sealed.manifest.get()).map_err(|error| damaged(error.to_string()))?;
-        if version != VERSION {
+        if !(OLDEST..=VERSION).contains(&version) {
             return Err(BundleError::Version(version));
         }
         serde_json::from_str(sealed.manifest.get()).map_err(|error| damaged(error.to_string()))

@@ -4,12 +4,16 @@
 //! |---|---|
 //! | `manifest.json` | what the rest is, with lengths and checksums; written last |
 //! | `state` | the machine's device state |
-//! | `ram` | the guest's RAM, sparse |
+//! | `ram` | the guest's RAM, sparse; bundles of one lineage may have one file of it in common |
+//! | `ram.delta` | pages that lie over it, where there are any |
 //! | `region` | the connection: what was unread, and both sides' words |
 //! | `sidecar` | the host's own copy of its words |
 //!
 //! The one thing that is not in it is an image's root file system, where there is one: nobody writes it, and it may be
 //! large. The manifest says which it is.
+//!
+//! Bundles that have their RAM in common have it under a name each: any of them may be removed, moved or copied. Nobody
+//! writes it.
 //!
 //! A bundle is written into a hidden folder beside its final place, and renamed. Nothing in it depends
 //! on where it lies, or on the sandbox that it was taken of.
@@ -33,6 +37,8 @@ pub const MANIFEST: &str = "manifest.json";
 pub const STATE: &str = "state";
 /// Name of the RAM image.
 pub const RAM: &str = "ram";
+/// Name of the pages that lie over the RAM image.
+pub const DELTA: &str = "ram.delta";
 /// Name of the region's copy.
 pub const REGION: &str = "region";
 /// Name of the sidecar's copy.
@@ -122,7 +128,7 @@ impl Bundle {
         }
         let manifest = Manifest::decode(&fs::read(&path).map_err(BundleError::io("read", &path))?)?;
         let bundle = Self { folder: folder.to_path_buf(), manifest };
-        for file in FILES {
+        for file in FILES.into_iter().chain(bundle.has_delta().then_some(DELTA)) {
             bundle.check_length(file)?;
         }
         Ok(bundle)
@@ -136,6 +142,11 @@ impl Bundle {
     /// Where it lies.
     pub fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    /// Whether pages lie over its RAM image.
+    pub fn has_delta(&self) -> bool {
+        self.manifest.files.contains_key(DELTA)
     }
 
     /// Opens one of its files for reading.
@@ -279,9 +290,13 @@ impl Draft {
         file.map_err(BundleError::io("create", &path))
     }
 
-    /// Fills in lengths and checksums, writes the manifest last, and gives the bundle its name. Blocks.
+    /// Fills in lengths and checksums, except of what the manifest lists already, which lies in another bundle too; writes
+    /// the manifest last, and gives the bundle its name. Blocks.
     pub fn complete(mut self, mut manifest: Manifest) -> Result<Bundle, BundleError> {
-        for name in FILES {
+        let delta = self.path(DELTA).exists().then_some(DELTA);
+        for name in
+            FILES.into_iter().chain(delta).filter(|name| !manifest.files.contains_key(*name)).collect::<Vec<_>>()
+        {
             let path = self.path(name);
             let file = File::options().read(true).write(true).open(&path).map_err(BundleError::io("open", &path))?;
             let checksum = checksum::checksum_and_trim(&file).map_err(BundleError::io("read", &path))?;

@@ -33,7 +33,8 @@ mod hardware;
 mod process;
 pub mod qemu;
 
-pub use capture::{Capture, CaptureReport, RamSource};
+pub(crate) use capture::link;
+pub use capture::{Capture, CaptureReport, RamSource, delta_of};
 pub use confinement::{Confinement, Measure, Outcome};
 pub(crate) use confinement::{remove_groups, try_confinement};
 pub use error::{EngineError, Exit, ExitReason};
@@ -127,6 +128,8 @@ pub struct LoadSpec {
     /// The RAM image, open for reading and writing. It is mapped copy-on-write and never written;
     /// nobody else may write it while the machine lives, but its path may vanish.
     pub ram: File,
+    /// Pages that lie over it, if there are any: [`delta_of`]. They are the machine's own.
+    pub delta: Option<File>,
     /// What [`Vm::save`] wrote.
     pub state: File,
 }
@@ -237,29 +240,4 @@ pub trait Vm: Send + Sync {
 
     /// Waits until the machine has ended, for whatever reason. Cancel-safe.
     async fn exited(&self) -> Exit;
-}
-
-/// Saves a machine that is to be ended then: pauses it, writes its device state, and makes its RAM the file `ram`.
-///
-/// Where the RAM is a file on the same file system as `ram`, no byte of it is copied: the image is a second name of it.
-/// The machine must not run again while that name is there.
-pub async fn save_paused(vm: &dyn Vm, state: &Path, ram: &Path) -> Result<CaptureReport, EngineError> {
-    vm.pause().await?;
-    vm.save(state).await?;
-    let (source, image) = (vm.ram()?, ram.to_path_buf());
-    if let RamRecord::Shared(file) = &vm.record().ram {
-        let file = file.clone();
-        return blocking(move || capture::share(&file, &image)).await;
-    }
-    blocking(move || Capture::begin(source, &image)?.finish()).await
-}
-
-/// Runs file work off the reactor.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, EngineError> + Send + 'static,
-) -> Result<T, EngineError> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => Err(EngineError::io("run file work", &PathBuf::new(), io::Error::other(error))),
-    }
 }

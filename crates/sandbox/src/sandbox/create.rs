@@ -181,6 +181,7 @@ impl SandboxBuilder {
             kernel: self.image.kernel_version().to_owned(),
             hardware: self.hardware,
             agent,
+            ram: None,
             timings: Timings::default(),
         }
     }

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use throughline::{ChannelId, Link};
 
+use crate::bundle::FileEntry;
 use crate::command::{Child, Command};
 use crate::engine::{Exit, Hardware, Vm, VmRecord, end_left};
 use crate::files::Files;
@@ -67,6 +68,8 @@ struct About {
     kernel: String,
     hardware: Hardware,
     agent: u32,
+    /// The image under its RAM, if it was loaded from one.
+    ram: Option<FileEntry>,
     timings: Timings,
 }
 

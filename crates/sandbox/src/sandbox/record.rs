@@ -14,7 +14,7 @@ use throughline::Link;
 
 use super::About;
 use crate::SandboxError;
-use crate::bundle::{Bundle, BundleError};
+use crate::bundle::{Bundle, BundleError, FileEntry};
 use crate::engine::{Exit, Hardware, VmRecord};
 use crate::image::Rootfs;
 use crate::places::RECORD;
@@ -117,6 +117,9 @@ pub struct Record {
     pub hardware: Hardware,
     /// The agent's protocol version.
     pub agent: u32,
+    /// The image under its RAM, if it was loaded from one: what is known of it.
+    #[serde(default)]
+    pub ram: Option<FileEntry>,
     /// The timeline that runs.
     pub timeline: String,
     /// The one machine that may run.
@@ -139,7 +142,7 @@ pub struct Record {
 
 impl Record {
     pub(super) fn new(name: &str, about: &About, link: &Link, machine: &VmRecord) -> Self {
-        let About { image, rootfs, kernel, hardware, agent, .. } = about.clone();
+        let About { image, rootfs, kernel, hardware, agent, ram, .. } = about.clone();
         Self {
             version: VERSION,
             name: name.to_owned(),
@@ -149,6 +152,7 @@ impl Record {
             kernel,
             hardware,
             agent,
+            ram,
             timeline: format!("{:032x}", link.timeline()),
             machine: machine.clone(),
             wanted: Wanted::Running,
@@ -228,6 +232,7 @@ impl Record {
             kernel: self.kernel.clone(),
             hardware: self.hardware,
             agent: self.agent,
+            ram: self.ram,
             timings: super::Timings::default(),
         }
     }

@@ -13,13 +13,16 @@ use super::create::random_name;
 use super::snapshot::blocking;
 use super::start::{Starting, identity, region_file};
 use super::{About, Record, Sandbox, SandboxBuilder, Timings};
-use crate::bundle::{Bundle, BundleError, MANIFEST, Manifest, RAM, REGION, SIDECAR, STATE};
-use crate::engine::{Engine, LoadSpec, Qemu, VmConfig};
+use crate::bundle::{Bundle, BundleError, DELTA, MANIFEST, Manifest, RAM, REGION, SIDECAR, STATE};
+use crate::engine::{Engine, LoadSpec, Qemu, VmConfig, link};
 use crate::image::Images;
 use crate::places::{PlaceError, Places};
 use crate::steps::step;
 use crate::zeros::{PAGE, is_zero};
 use crate::{Given, SandboxError, Secrets};
+
+/// In the folder of a timeline: the image under its RAM.
+const BASE: &str = "base";
 
 /// How to restore a bundle. Made by [`Sandbox::restore`].
 #[must_use = "nothing is restored before `start`"]
@@ -169,6 +172,11 @@ impl Restore {
             None => std::mem::take(&mut self.given.secrets),
         };
         let manifest = self.bundle.manifest();
+        let ram = open_ram(&self.bundle)?;
+        // With a name of its own it can be that of a snapshot too, whatever becomes of the bundle. Else it is copied then.
+        if let Err(error) = link(&ram, &folder.join(BASE)) {
+            tracing::debug!(%error, "the RAM's image is on another file system");
+        }
         let spec = LoadSpec {
             config: VmConfig {
                 folder: places.runtime().to_path_buf(),
@@ -177,7 +185,8 @@ impl Restore {
                 rootfs,
             },
             machine: manifest.machine.clone(),
-            ram: open_ram(&self.bundle)?,
+            ram,
+            delta: self.bundle.has_delta().then(|| self.bundle.file(DELTA)).transpose()?,
             state: self.bundle.file(STATE)?,
         };
         step("copied");
@@ -207,8 +216,8 @@ impl Restore {
     }
 
     fn about(&self) -> About {
-        let Manifest { image, rootfs, kernel, hardware, agent, .. } = self.bundle.manifest().clone();
-        About { image, rootfs, kernel, hardware, agent, timings: Timings::default() }
+        let Manifest { image, rootfs, kernel, hardware, agent, files, .. } = self.bundle.manifest().clone();
+        About { image, rootfs, kernel, hardware, agent, ram: files.get(RAM).copied(), timings: Timings::default() }
     }
 
     pub(super) fn is_quiesced(&self) -> bool {
@@ -243,7 +252,8 @@ impl Restore {
         }
         let lost_epoch = lost.map(|lost| lost.dead.timeline().epoch);
         let work = move || {
-            for file in [STATE, REGION, SIDECAR].into_iter().filter(|_| !trusted) {
+            let delta = bundle.has_delta().then_some(DELTA);
+            for file in [STATE, REGION, SIDECAR].into_iter().chain(delta).filter(|_| !trusted) {
                 bundle.check(file)?;
             }
             copy_sparse(&bundle.file(REGION)?, &to.join("region"))?;

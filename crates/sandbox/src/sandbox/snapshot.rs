@@ -14,7 +14,7 @@ use tokio::sync::OwnedMutexGuard;
 
 use crate::SandboxError;
 use crate::bundle::{Bundle, BundleError, Carried, Draft, Manifest, RAM, REGION, SIDECAR, STATE, VERSION};
-use crate::engine::{Capture, CaptureReport, Vm, save_paused};
+use crate::engine::{Capture, CaptureReport, Vm};
 use crate::steps::step;
 
 /// The most that a device state needs, in bytes.
@@ -140,7 +140,7 @@ async fn copy_paused(
     link: &Link,
     vm: &dyn Vm,
     draft: &Draft,
-    capture: Capture,
+    mut capture: Capture,
     observer: &Observer,
 ) -> Result<(Capture, CaptureReport, Carried), SandboxError> {
     vm.pause().await?;
@@ -223,7 +223,7 @@ impl Snapshot<'_> {
         let copied;
         (copied, *turn) = section.map_err(failed)?;
         let Copied { draft, quiesced, ram, carried, stand_still } = copied?;
-        let manifest = sandbox.manifest(quiesced, carried);
+        let manifest = sandbox.manifest(quiesced, carried, ram);
         let bundle = blocking(move || draft.complete(manifest)).await?;
         let (total, CaptureReport { copied, corrected, .. }) = (started.elapsed(), ram);
         Ok((bundle, SnapshotReport { quiesced, stand_still, total, copied, corrected, carried }))
@@ -262,19 +262,19 @@ impl Snapshot<'_> {
         let started = Instant::now();
         let Self { sandbox, place, quiet, observer } = self;
         let draft = sandbox.draft(&place)?;
+        let source = sandbox.vm.ram()?;
         ends.armed.store(true, Ordering::Relaxed);
         observer(Stage::Quieting);
-        let (quiesced, _turn) = quiet.ask(&sandbox.link, &*sandbox.vm, &sandbox.owed).await?;
+        // What has to be copied is, while the guest becomes quiet.
+        let begin = move || Capture::begin_last(source, &draft.path(RAM)).map(|capture| (draft, capture));
+        let quieting = quiet.ask(&sandbox.link, &*sandbox.vm, &sandbox.owed);
+        // Both to their ends: one that fails has the other's work undone.
+        let (captured, asked) = tokio::join!(blocking(begin), quieting);
+        let ((draft, capture), (quiesced, _turn)) = (captured?, asked?);
         let place = std::path::absolute(&place).map_err(SandboxError::io("find the snapshot's place"))?;
         sandbox.change(|record| record.stopping = Some(place))?;
-        sandbox.vm.pause().await?;
-        step("paused");
-        observer(Stage::Paused);
-        let carried = copy_link(&sandbox.link, &draft)?;
-        let saved = save_paused(&*sandbox.vm, &draft.path(STATE), &draft.path(RAM)).await;
-        let ram = saved.map_err(|error| full(&draft).unwrap_or_else(|| error.into()))?;
-        step("saved");
-        let manifest = sandbox.manifest(quiesced, carried);
+        let (_, ram, carried) = copy_paused(&sandbox.link, &*sandbox.vm, &draft, capture, &observer).await?;
+        let manifest = sandbox.manifest(quiesced, carried, ram);
         let bundle = blocking(move || draft.complete(manifest)).await?;
         let (total, CaptureReport { copied, corrected, .. }) = (started.elapsed(), ram);
         let stand_still = Duration::ZERO;
@@ -334,8 +334,10 @@ impl Sandbox {
         Draft::announced(place, |folder| self.change(|record| record.snapshot = Some(folder.to_path_buf())))
     }
 
-    fn manifest(&self, quiesced: bool, carried: Carried) -> Manifest {
-        let About { image, rootfs, kernel, hardware, agent, .. } = self.about.clone();
+    fn manifest(&self, quiesced: bool, carried: Carried, copied: CaptureReport) -> Manifest {
+        let About { image, rootfs, kernel, hardware, agent, ram, .. } = self.about.clone();
+        // What is known of an image that nobody writes need not be found out again.
+        let known = ram.filter(|_| copied.delta).map(|entry| (RAM.to_owned(), entry));
         Manifest {
             version: VERSION,
             created_ms: now_ms(),
@@ -348,7 +350,7 @@ impl Sandbox {
             timeline: format!("{:032x}", self.link.timeline()),
             quiesced,
             carried,
-            files: std::collections::BTreeMap::new(),
+            files: known.into_iter().collect(),
         }
     }
 }

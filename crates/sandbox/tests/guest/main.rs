@@ -5,6 +5,7 @@
 
 mod bell;
 mod checkpoints;
+mod delta;
 mod ends;
 mod exec;
 mod files;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-use throughline_sandbox::engine::{BootSpec, Engine, Exit, Hardware, LoadSpec, Net, Qemu, Vm, VmConfig};
+use throughline_sandbox::engine::{BootSpec, Engine, Exit, Hardware, LoadSpec, Net, Qemu, Vm, VmConfig, delta_of};
 use throughline_sandbox::image::{Image, ImageBuilder};
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::net::UnixStream;
@@ -125,6 +125,7 @@ impl Guest {
             config: config(folder.path()),
             machine,
             ram: File::options().read(true).write(true).open(saved.join("ram")).expect("a RAM image"),
+            delta: File::open(delta_of(&saved.join("ram"))).ok(),
             state: File::open(saved.join("state")).expect("a device state"),
         };
         let started = Instant::now();

@@ -18,7 +18,7 @@ const SWAPPED: u64 = 1 << 62;
 const OF_FILE: u64 = 1 << 61;
 
 /// A monitor, and where it has mapped the image.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Private {
     pid: i32,
     address: u64,
@@ -26,15 +26,17 @@ pub(super) struct Private {
 }
 
 impl Private {
-    /// Copies RAM, while the guest may change it: the image by sharing the file's blocks, where the file system can. Also
-    /// says how many bytes that was.
-    pub(super) fn copy(image: &File, pid: i32, address: u64, to: &File) -> io::Result<(Self, u64)> {
-        let length = image.metadata()?.len();
-        let private = Self { pid, address, length };
+    /// The RAM of a monitor that has mapped `image` at this address.
+    pub(super) fn new(image: &File, pid: i32, address: u64) -> io::Result<Self> {
+        Ok(Self { pid, address, length: image.metadata()?.len() })
+    }
+
+    /// Copies RAM, while the guest may change it: the image by sharing the file's blocks, where the file system can.
+    /// Returns how many bytes that was.
+    pub(super) fn copy(&self, image: &File, to: &File) -> io::Result<u64> {
         let copied =
-            if rustix::fs::ioctl_ficlone(to, image).is_ok() { length } else { private.copy_image(image, to)? };
-        let corrected = private.correct(to)?;
-        Ok((private, copied + corrected))
+            if rustix::fs::ioctl_ficlone(to, image).is_ok() { self.length } else { self.copy_image(image, to)? };
+        Ok(copied + self.correct(to)?)
     }
 
     fn copy_image(&self, image: &File, to: &File) -> io::Result<u64> {
@@ -46,21 +48,32 @@ impl Private {
 
     /// Brings the private pages into the copy. Returns how many bytes differed.
     pub(super) fn correct(&self, to: &File) -> io::Result<u64> {
+        let (mut corrected, mut old) = (0, Vec::new());
+        self.each_own(|at, new| {
+            old.resize(new.len(), 0);
+            to.read_exact_at(&mut old, at)?;
+            corrected += write_changed(to, new, &old, at)?;
+            Ok(true)
+        })?;
+        Ok(corrected)
+    }
+
+    /// Calls `each` with the private pages, some at a time, and where in RAM they are, until it says no. Whether it never
+    /// did.
+    pub(super) fn each_own(&self, mut each: impl FnMut(u64, &[u8]) -> io::Result<bool>) -> io::Result<bool> {
         let pages = File::open(format!("/proc/{}/pagemap", self.pid))?;
         let memory = File::open(format!("/proc/{}/mem", self.pid))?;
-        let mut corrected = 0;
-        let (mut new, mut old) = (vec![0; CHUNK], vec![0; CHUNK]);
+        let mut bytes = vec![0; CHUNK];
         for run in private_runs(&pages, self.address, self.length)? {
-            let mut at = run.start;
-            while at < run.end {
-                let size = CHUNK.min((run.end - at) as usize);
-                memory.read_exact_at(&mut new[..size], self.address + at)?;
-                to.read_exact_at(&mut old[..size], at)?;
-                corrected += write_changed(to, &new[..size], &old[..size], at)?;
-                at += size as u64;
+            for at in run.clone().step_by(CHUNK) {
+                let piece = &mut bytes[..CHUNK.min((run.end - at) as usize)];
+                memory.read_exact_at(piece, self.address + at)?;
+                if !each(at, piece)? {
+                    return Ok(false);
+                }
             }
         }
-        Ok(corrected)
+        Ok(true)
     }
 }
 

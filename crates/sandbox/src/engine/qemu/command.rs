@@ -27,7 +27,7 @@ const REGION_FD: i32 = 11;
 const CONTROL_FD: i32 = 12;
 const BELL_FD: i32 = 13;
 /// The device state to load.
-const STATE_FD: i32 = 14;
+pub(super) const STATE_FD: i32 = 14;
 /// The root file system.
 const ROOTFS_FD: i32 = 15;
 /// The console's log.
@@ -126,10 +126,10 @@ impl Builder {
         Ok(self)
     }
 
-    /// Adds what a loading machine needs: it loads its state at once, and waits to be resumed.
+    /// Adds what a loading machine needs: it loads its state when it is told to, and waits to be resumed.
     pub(super) fn load(mut self, state: File) -> Self {
         self.inherit(state, STATE_FD);
-        self.command.args(["-S", "-incoming", &format!("fd:{STATE_FD}"), "-global", "migration.x-events=on"]);
+        self.command.args(["-S", "-incoming", "defer", "-global", "migration.x-events=on"]);
         self
     }
 

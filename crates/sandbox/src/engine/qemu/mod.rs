@@ -178,7 +178,7 @@ impl Engine for Qemu {
 
     async fn load(&self, spec: LoadSpec) -> Result<Box<dyn Vm>, EngineError> {
         let (binary, Capabilities { machine, .. }) = self.known().await?;
-        let LoadSpec { config, machine: saved, ram, state } = spec;
+        let LoadSpec { config, machine: saved, ram, delta, state } = spec;
         if saved != *machine {
             return Err(EngineError::OtherMachine { saved: Box::new(saved), here: Box::new(machine.clone()) });
         }
@@ -189,7 +189,10 @@ impl Engine for Qemu {
         let vm = self.start(builder, start).await?;
         // From here on a dropped future would leave the monitor: the guard does not.
         let guard = vm.ended_on_drop();
-        vm.loaded().await?;
+        if let Some(delta) = delta {
+            vm.lay(delta, inode).await?;
+        }
+        vm.load_devices().await?;
         guard.disarm();
         Ok(Box::new(vm))
     }

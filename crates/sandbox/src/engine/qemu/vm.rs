@@ -14,7 +14,7 @@ use procfs::process::{MMapPath, Process as Proc};
 use qapi::qmp::ShutdownCause;
 use tokio::sync::watch;
 
-use super::command::{BELL, CONTROL};
+use super::command::{BELL, CONTROL, STATE_FD};
 use super::console::{self, Watch};
 use super::process::{Process, Status, proc_error};
 use super::qmp::{Qmp, Seen};
@@ -205,8 +205,17 @@ impl QemuVm {
         EndOnDrop { watched: self.watched.clone(), armed: AtomicBool::new(true) }
     }
 
-    pub(super) async fn loaded(&self) -> Result<(), EngineError> {
-        self.or_ended("load its devices", self.qmp.loaded()).await
+    pub(super) async fn load_devices(&self) -> Result<(), EngineError> {
+        self.or_ended("load its devices", self.qmp.load_devices(STATE_FD)).await
+    }
+
+    /// Lays pages over the image of this inode, before anything looks at RAM.
+    pub(super) async fn lay(&self, delta: File, inode: u64) -> Result<(), EngineError> {
+        let (pid, length) = (self.record.pid, u64::from(self.record.hardware.memory_mib) << 20);
+        let address = self.address(inode);
+        let laying = tokio::task::spawn_blocking(move || capture::lay(&delta, length, pid, address?));
+        let laid = laying.await.unwrap_or_else(|error| Err(io::Error::other(error)));
+        laid.map_err(|source| EngineError::io("complete the RAM of the machine in", &self.record.folder, source))
     }
 
     async fn or_ended<T>(
