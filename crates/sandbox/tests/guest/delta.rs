@@ -26,7 +26,7 @@ async fn frozen(child: Sandbox, image: u64) -> Zygote {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn vm_fork_child_is_as_cheap_a_template_as_its_parent_to_any_depth() {
+async fn vm_main_path_fork_child_is_as_cheap_a_template_as_its_parent_to_any_depth() {
     watched(async {
         let mut zygote = restored().await.freeze().await.unwrap();
         let image = inode(zygote.bundle());

@@ -126,10 +126,12 @@ impl Builder {
         Ok(self)
     }
 
-    /// Adds what a loading machine needs: it loads its state when it is told to, and waits to be resumed.
-    pub(super) fn load(mut self, state: File) -> Self {
+    /// Adds what a loading machine needs: it loads its state at once, or where its RAM is to be completed first, when it is
+    /// told to; and it waits to be resumed.
+    pub(super) fn load(mut self, state: File, completed_first: bool) -> Self {
         self.inherit(state, STATE_FD);
-        self.command.args(["-S", "-incoming", "defer", "-global", "migration.x-events=on"]);
+        let from = if completed_first { "defer".to_owned() } else { format!("fd:{STATE_FD}") };
+        self.command.args(["-S", "-incoming", &from, "-global", "migration.x-events=on"]);
         self
     }
 

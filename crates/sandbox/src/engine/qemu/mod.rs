@@ -184,15 +184,15 @@ impl Engine for Qemu {
         }
         config.hardware.check()?;
         let inode = inspect_image(&ram, config.hardware.memory_mib)?;
-        let builder = Builder::new(binary, machine, &config, ram, Mapping::CopyOnWrite)?.load(state);
+        let builder = Builder::new(binary, machine, &config, ram, Mapping::CopyOnWrite)?.load(state, delta.is_some());
         let start = Start { config, ram: RamRecord::CopyOnWrite { inode }, machine: saved };
         let vm = self.start(builder, start).await?;
         // From here on a dropped future would leave the monitor: the guard does not.
         let guard = vm.ended_on_drop();
         if let Some(delta) = delta {
-            vm.lay(delta, inode).await?;
+            vm.complete_ram(delta, inode).await?;
         }
-        vm.load_devices().await?;
+        vm.loaded().await?;
         guard.disarm();
         Ok(Box::new(vm))
     }

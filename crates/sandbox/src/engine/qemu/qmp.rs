@@ -125,11 +125,21 @@ impl Qmp {
         Ok(())
     }
 
-    /// Loads the device state that the monitor has inherited as this descriptor. Where that fails, the monitor ends.
+    /// Has the device state loaded that the monitor has inherited as this descriptor.
     pub(super) async fn load_devices(&self, fd: i32) -> Result<(), EngineError> {
         let doing = "load its devices";
         let incoming = qmp::migrate_incoming { uri: Some(format!("fd:{fd}")), channels: None, exit_on_error: None };
-        self.execute(doing, incoming).await?;
+        self.execute(doing, incoming).await.map(drop)
+    }
+
+    /// Waits until the device state has been loaded. Where that fails, the monitor ends.
+    pub(super) async fn loaded(&self) -> Result<(), EngineError> {
+        let doing = "load its devices";
+        // What it said before anybody listened is lost.
+        let status = self.execute(doing, qmp::query_migrate {}).await?.status;
+        if matches!(status, Some(MigrationStatus::completed)) {
+            return Ok(());
+        }
         let mut seen = self.seen.clone();
         let ended = |seen: &Seen| {
             seen.closed || matches!(seen.migration, Some(MigrationStatus::completed | MigrationStatus::failed))

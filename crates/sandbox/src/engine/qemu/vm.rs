@@ -205,17 +205,18 @@ impl QemuVm {
         EndOnDrop { watched: self.watched.clone(), armed: AtomicBool::new(true) }
     }
 
-    pub(super) async fn load_devices(&self) -> Result<(), EngineError> {
-        self.or_ended("load its devices", self.qmp.load_devices(STATE_FD)).await
+    pub(super) async fn loaded(&self) -> Result<(), EngineError> {
+        self.or_ended("load its devices", self.qmp.loaded()).await
     }
 
-    /// Lays pages over the image of this inode, before anything looks at RAM.
-    pub(super) async fn lay(&self, delta: File, inode: u64) -> Result<(), EngineError> {
+    /// Lays pages over the image of this inode, and has the devices loaded then, which look at RAM.
+    pub(super) async fn complete_ram(&self, delta: File, inode: u64) -> Result<(), EngineError> {
         let (pid, length) = (self.record.pid, u64::from(self.record.hardware.memory_mib) << 20);
         let address = self.address(inode);
         let laying = tokio::task::spawn_blocking(move || capture::lay(&delta, length, pid, address?));
         let laid = laying.await.unwrap_or_else(|error| Err(io::Error::other(error)));
-        laid.map_err(|source| EngineError::io("complete the RAM of the machine in", &self.record.folder, source))
+        laid.map_err(|source| EngineError::io("complete the RAM of the machine in", &self.record.folder, source))?;
+        self.or_ended("load its devices", self.qmp.load_devices(STATE_FD)).await
     }
 
     async fn or_ended<T>(
