@@ -137,11 +137,16 @@ async fn vm_no_wake_up_is_lost_by_a_fork_a_pool_or_going_back() {
         let pool = zygote.pool(1);
         let taken = pool.take(None).await.unwrap();
         drop(pool);
+        // The source has stood still in the middle of it, twice.
+        reader.read(20_000).await;
         source.checkpoint().await.unwrap();
+        let kept = reader.bytes.len();
+        reader.read(10_000).await;
+        assert_eq!(finds(&source).await, [0, 0], "the source");
         die(&source).await;
         let back = source.roll_back().await.unwrap();
         drop((reader, source));
-        for (how, sandbox) in [("fork", child), ("pool", taken), ("going back", back)] {
+        for (how, sandbox, from) in [("fork", child, from), ("pool", taken, from), ("going back", back, kept)] {
             goes_on(&sandbox, from).await;
             assert_eq!(finds(&sandbox).await, [0, 0], "{how}");
             sandbox.kill().await.unwrap();
