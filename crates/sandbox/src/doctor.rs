@@ -165,7 +165,7 @@ fn zygotes() -> Check {
     Check::new("zygotes", state, detail, "throughline prune")
 }
 
-/// Snapshots of restored machines read the monitor's memory.
+/// Snapshots of restored machines read the monitor's memory, and restoring those writes it.
 fn tracing_scope(confinement: Option<&Confinement>) -> Check {
     let Ok(text) = std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope") else {
         return Check::new("tracing", State::Ok, "this kernel has no Yama", "");
@@ -176,7 +176,11 @@ fn tracing_scope(confinement: Option<&Confinement>) -> Check {
     let state = if allowed { State::Ok } else { State::Warning };
     let detail = format!(
         "Yama's ptrace_scope is {scope}{}",
-        if allowed { "" } else { ": restored machines cannot be snapshotted" }
+        if allowed {
+            ""
+        } else {
+            ": restored machines cannot be snapshotted, and snapshots with a delta not be restored"
+        }
     );
     Check::new("tracing", state, detail, "sysctl kernel.yama.ptrace_scope=0")
 }

@@ -294,6 +294,11 @@ impl Draft {
     /// the manifest last, and gives the bundle its name. Blocks.
     pub fn complete(mut self, mut manifest: Manifest) -> Result<Bundle, BundleError> {
         let delta = self.path(DELTA).exists().then_some(DELTA);
+        for name in manifest.files.keys() {
+            // It may never have been written to the disk.
+            let path = self.path(name);
+            File::open(&path).and_then(|file| file.sync_all()).map_err(BundleError::io("write", &path))?;
+        }
         for name in
             FILES.into_iter().chain(delta).filter(|name| !manifest.files.contains_key(*name)).collect::<Vec<_>>()
         {

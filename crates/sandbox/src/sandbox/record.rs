@@ -165,7 +165,9 @@ impl Record {
     }
 
     /// The same sandbox in another timeline, on another machine.
-    pub(super) fn gone_back(mut self, link: &Link, machine: &VmRecord) -> Self {
+    pub(super) fn gone_back(mut self, about: &About, link: &Link, machine: &VmRecord) -> Self {
+        // It has come from another image, perhaps.
+        self.ram = about.ram;
         self.timeline = format!("{:032x}", link.timeline());
         self.machine = machine.clone();
         self.checkpoints.going_back = false;

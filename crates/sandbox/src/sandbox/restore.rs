@@ -175,7 +175,7 @@ impl Restore {
         let ram = open_ram(&self.bundle)?;
         // With a name of its own it can be that of a snapshot too, whatever becomes of the bundle. Else it is copied then.
         if let Err(error) = link(&ram, &folder.join(BASE)) {
-            tracing::debug!(%error, "the RAM's image is on another file system");
+            tracing::debug!(%error, "the RAM's image gets no name of the sandbox's own");
         }
         let spec = LoadSpec {
             config: VmConfig {

@@ -86,7 +86,7 @@ impl Starting {
     ) -> Result<Sandbox, SandboxError> {
         about.timings = Timings { machine, ready: self.started.elapsed() };
         let record = match self.former.clone() {
-            Some(former) => former.gone_back(&link, self.vm.record()),
+            Some(former) => former.gone_back(&about, &link, self.vm.record()),
             None => Record::new(self.places.name(), &about, &link, self.vm.record()),
         };
         if let Err(error) = record.write(self.places.runtime()) {

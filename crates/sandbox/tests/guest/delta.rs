@@ -6,7 +6,8 @@ use std::path::Path;
 use throughline_sandbox::bundle::{Bundle, BundleError, DELTA, RAM};
 use throughline_sandbox::{Sandbox, SandboxError, Zygote};
 
-use crate::support::{copy_folder, folder, restored, text, watched};
+use crate::checkpoints::die;
+use crate::support::{copy_folder, folder, let_go, restored, text, watched};
 
 /// Whatever is more is copied whole.
 const MOST: u64 = 8 << 20;
@@ -89,6 +90,28 @@ async fn vm_snapshots_over_one_image_go_on_without_each_other_and_are_checked() 
         let error = word(&elsewhere.path().join("copy")).await.unwrap_err();
         let named = matches!(&error, SandboxError::Bundle(BundleError::Damaged { file, .. }) if file == DELTA);
         assert!(named, "{error}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn vm_what_is_known_of_the_image_is_of_the_one_that_it_went_back_to_whoever_takes_it_over() {
+    watched(async {
+        let memory = tempfile::tempdir_in("/dev/shm").unwrap();
+        let sandbox = restored().await;
+        // Its checkpoint is whole.
+        text(&sandbox, "head -c 20000000 /dev/urandom > /tmp/much").await;
+        sandbox.checkpoint().await.unwrap();
+        die(&sandbox).await;
+        let back = sandbox.roll_back().await.unwrap();
+        drop(sandbox);
+        let sandbox = Sandbox::take_over(&let_go(back).await).await.unwrap();
+        let (bundle, _) = sandbox.snapshot(&memory.path().join("bundle")).await.unwrap();
+        assert!(bundle.has_delta());
+        for file in bundle.manifest().files.keys() {
+            bundle.check(file).unwrap();
+        }
+        sandbox.kill().await.unwrap();
     })
     .await;
 }

@@ -10,6 +10,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use super::pages::CHUNK;
 use super::private::Private;
 use crate::zeros::PAGE;
 
@@ -64,7 +65,7 @@ impl Delta {
                     None => (new != under).then_some(slots.len() as u64),
                 };
                 let Some(slot) = slot else { continue };
-                if slots.len() > most {
+                if slots.len() >= most {
                     return Ok(false);
                 }
                 file.write_all_at(new, slot * PAGE as u64)?;
@@ -77,11 +78,12 @@ impl Delta {
     }
 }
 
-/// Lays a delta over RAM of `length` bytes that a monitor has mapped copy-on-write at `address`. The guest must not run.
+/// Lays a delta over RAM of `length` bytes that a monitor, whose `memory` this is, has mapped copy-on-write at `address`. The
+/// guest must not run.
 ///
 /// # Errors
 /// [`InvalidData`](io::ErrorKind::InvalidData) where it is no delta of such RAM; nothing is changed then.
-pub(in crate::engine) fn lay(delta: &File, length: u64, pid: i32, address: u64) -> io::Result<()> {
+pub(in crate::engine) fn lay(delta: &File, length: u64, memory: &File, address: u64) -> io::Result<()> {
     let damaged =
         |why: &str| Err(io::Error::new(io::ErrorKind::InvalidData, format!("the RAM's delta is damaged: {why}")));
     let bytes = delta.metadata()?.len();
@@ -95,12 +97,11 @@ pub(in crate::engine) fn lay(delta: &File, length: u64, pid: i32, address: u64) 
     if numbers.iter().any(|number| *number >= length / PAGE as u64) {
         return damaged("it has a page beyond the RAM");
     }
-    let memory = File::options().write(true).open(format!("/proc/{pid}/mem"))?;
-    let mut slot = 0;
-    for run in numbers.chunk_by(|one, next| one + 1 == *next) {
-        let mut pages = vec![0; run.len() * PAGE];
-        delta.read_exact_at(&mut pages, slot * PAGE as u64)?;
-        memory.write_all_at(&pages, address + run[0] * PAGE as u64)?;
+    let (mut slot, mut bytes) = (0, vec![0; CHUNK]);
+    for run in numbers.chunk_by(|one, next| one + 1 == *next).flat_map(|run| run.chunks(CHUNK / PAGE)) {
+        let pages = &mut bytes[..run.len() * PAGE];
+        delta.read_exact_at(pages, slot * PAGE as u64)?;
+        memory.write_all_at(pages, address + run[0] * PAGE as u64)?;
         slot += run.len() as u64;
     }
     Ok(())
@@ -113,11 +114,12 @@ mod tests {
     #[test]
     fn what_is_no_delta_of_this_ram_is_refused() {
         const RAM: u64 = 100 * PAGE as u64;
+        let memory = tempfile::tempfile().unwrap();
         let refused = |bytes: &[u8], why: &str| {
             let file = tempfile::tempfile().unwrap();
             file.write_all_at(bytes, 0).unwrap();
-            // Before it looks for any process.
-            let error = lay(&file, RAM, -1, 0).unwrap_err();
+            let error = lay(&file, RAM, &memory, 0).unwrap_err();
+            assert_eq!(memory.metadata().unwrap().len(), 0, "it was written to");
             assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{error}");
             assert!(error.to_string().contains(why), "{error}");
         };
@@ -131,7 +133,10 @@ mod tests {
         refused(&of(&(0..101).collect::<Vec<_>>()), "a length that none has");
         refused(&of(&[100]), "a page beyond the RAM");
         refused(&of(&[3, u64::MAX, 0]), "a page beyond the RAM");
-        let gone = lay(&tempfile::tempfile().unwrap(), RAM, -1, 0).unwrap_err();
-        assert_eq!(gone.kind(), io::ErrorKind::NotFound, "nothing is wrong with one of no pages");
+        let good = of(&[3, 4, 9]);
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&good, 0).unwrap();
+        lay(&file, RAM, &memory, 0).unwrap();
+        assert_eq!(memory.metadata().unwrap().len(), 10 * PAGE as u64);
     }
 }

@@ -12,7 +12,6 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, linkat};
@@ -61,8 +60,8 @@ pub struct CaptureReport {
 /// Where the image comes from.
 #[derive(Debug)]
 enum Work {
-    /// The RAM's file becomes it.
-    Link(File),
+    /// The RAM's file, which has another name already, becomes it.
+    Link,
     /// A copy, which is corrected.
     Copy { ram: Ram, copy: File, copied: u64 },
     /// The image that the machine was loaded from, and what differs from it.
@@ -124,11 +123,11 @@ impl Capture {
     /// The same for a machine that will not run again once this is finished: where its RAM is a file on the file system
     /// of `image`, no byte of it is copied, and the image is a second name of it.
     pub fn begin_last(source: RamSource, image: &Path) -> Result<Self, EngineError> {
-        match source {
-            RamSource::Shared(file) if is_beside(&file, image) => {
-                Ok(Self { work: Work::Link(file), image: image.to_path_buf(), complete: false })
+        match &source {
+            RamSource::Shared(file) if link(file, &partial(image)).is_ok() => {
+                Ok(Self { work: Work::Link, image: image.to_path_buf(), complete: false })
             }
-            source => Self::begin(source, image),
+            _ => Self::begin(source, image),
         }
     }
 
@@ -139,9 +138,7 @@ impl Capture {
     pub fn finish(&mut self) -> Result<CaptureReport, EngineError> {
         let Self { work, image, complete } = self;
         let finished = match work {
-            Work::Link(ram) => {
-                link(ram, &partial(image)).map(|()| CaptureReport { shared: true, ..CaptureReport::default() })
-            }
+            Work::Link => Ok(CaptureReport { shared: true, ..CaptureReport::default() }),
             Work::Copy { ram, copy, copied } => {
                 let corrected = match ram {
                     Ram::Shared(ram) => ram.correct(copy),
@@ -180,12 +177,6 @@ pub fn delta_of(image: &Path) -> PathBuf {
 pub(crate) fn link(file: &File, path: &Path) -> io::Result<()> {
     let open = format!("/proc/self/fd/{}", file.as_raw_fd());
     Ok(linkat(CWD, open, CWD, path, AtFlags::SYMLINK_FOLLOW)?)
-}
-
-/// Whether a file is on the file system that a new one at `path` would be on.
-fn is_beside(file: &File, path: &Path) -> bool {
-    let folder = path.parent().and_then(|folder| fs::metadata(folder).ok());
-    file.metadata().is_ok_and(|file| folder.is_some_and(|folder| file.dev() == folder.dev()))
 }
 
 /// Opens the file that is a machine's RAM.
@@ -238,7 +229,7 @@ mod tests {
     fn copied(capture: &Capture) -> u64 {
         match capture.work {
             Work::Copy { copied, .. } => copied,
-            Work::Link(_) | Work::Delta { .. } => 0,
+            Work::Link | Work::Delta { .. } => 0,
         }
     }
 

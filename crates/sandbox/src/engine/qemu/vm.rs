@@ -211,12 +211,17 @@ impl QemuVm {
 
     /// Lays pages over the image of this inode, and has the devices loaded then, which look at RAM.
     pub(super) async fn complete_ram(&self, delta: File, inode: u64) -> Result<(), EngineError> {
+        let failed = |source| EngineError::io("complete the RAM of the machine in", &self.record.folder, source);
         let (pid, length) = (self.record.pid, u64::from(self.record.hardware.memory_mib) << 20);
-        let address = self.address(inode);
-        let laying = tokio::task::spawn_blocking(move || capture::lay(&delta, length, pid, address?));
-        let laid = laying.await.unwrap_or_else(|error| Err(io::Error::other(error)));
-        laid.map_err(|source| EngineError::io("complete the RAM of the machine in", &self.record.folder, source))?;
-        self.or_ended("load its devices", self.qmp.load_devices(STATE_FD)).await
+        let work = async {
+            let address = self.address(inode).map_err(failed)?;
+            // Opened now: this is the monitor's memory for ever, whoever may have its process id later.
+            let memory = File::options().write(true).open(format!("/proc/{pid}/mem")).map_err(failed)?;
+            let laying = tokio::task::spawn_blocking(move || capture::lay(&delta, length, &memory, address));
+            laying.await.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(failed)?;
+            self.qmp.load_devices(STATE_FD).await
+        };
+        self.or_ended("load its devices", work).await
     }
 
     async fn or_ended<T>(
