@@ -73,28 +73,31 @@ fn vm_main_path_fork_children_go_on_with_the_commands_of_their_parent() {
     assert_eq!(printed(["exec", &grandchild.0, "--", "echo", "still here"]), "still here\n");
 }
 
-/// More than rings and pipes hold.
+/// More than rings and pipes hold; and after how many there is a pause.
 const LINES: usize = 24_000;
+const FIRST: usize = 3000;
 
-/// What was read of a command, and what its messages took in a ring.
+/// What was read of a command, what its messages took in a ring, and how it ended, if it has.
 struct Read {
     bytes: Vec<u8>,
     ring_bytes: u64,
+    exit: Option<Exit>,
 }
 
 impl Read {
-    /// The next piece; how the command ended, if it has.
-    async fn step(&mut self, child: &mut Child) -> Option<Exit> {
-        match child.events.next().await.unwrap().unwrap() {
-            ChildEvent::Stdout { at, data } => {
+    /// The next event; whether there was one. Output may follow the exit.
+    async fn step(&mut self, child: &mut Child) -> bool {
+        match child.events.next().await.unwrap() {
+            Some(ChildEvent::Stdout { at, data }) => {
                 assert_eq!(at, self.bytes.len() as u64);
                 self.ring_bytes += framed(&encode(&Event::Stdout { at, data: &data }).unwrap());
                 self.bytes.extend(data);
-                None
             }
-            ChildEvent::Exited(exit) => Some(exit),
+            Some(ChildEvent::Exited(exit)) => self.exit = Some(exit),
+            None => return false,
             other => panic!("{other:?}"),
         }
+        true
     }
 }
 
@@ -103,21 +106,25 @@ async fn vm_fork_while_a_client_reads_gives_the_child_exactly_what_the_client_ha
     watched(async {
         let (name, still, flowing) = (Name::new("fork-read"), Name::new("fork-still"), Name::new("fork-flowing"));
         printed(["run", "--memory", "128M", "--name", &name.0]);
-        let expected: Vec<u8> = (1..=LINES).flat_map(|i| format!("line {i} of many\n").into_bytes()).collect();
+        let lines = |count| (1..=count).flat_map(|i| format!("line {i} of many\n").into_bytes()).collect::<Vec<_>>();
+        let (expected, first) = (lines(LINES), lines(FIRST).len());
         let remote = Remote::connect(&name.0, program()).await.unwrap();
-        let script = format!("i=0; while [ $i -lt {LINES} ]; do i=$((i+1)); echo \"line $i of many\"; done; exit 9");
+        let print = |count| format!("while [ $i -lt {count} ]; do i=$((i+1)); echo \"line $i of many\"; done");
+        let script = format!("i=0; {}; sleep 4; {}; exit 9", print(FIRST), print(LINES));
         let mut command = remote.command("sh").arg("-c").arg(&script).spawn().await.unwrap();
         let id = remote.commands().await.unwrap()[0].id.clone();
-        let mut read = Read { bytes: Vec::new(), ring_bytes: framed(&encode(&Event::Started { pid: 1 }).unwrap()) };
+        let started = framed(&encode(&Event::Started { pid: 1 }).unwrap());
+        let mut read = Read { bytes: Vec::new(), ring_bytes: started, exit: None };
         let goes_on = |child: &Name| {
             let rest = throughline(["attach", &child.0, &id]);
             assert_eq!(rest.status.code(), Some(9), "{}", text(&rest.stderr));
             assert!(expected.ends_with(&rest.stdout), "{} is no end of it", rest.stdout.len());
             expected.len() - rest.stdout.len()
         };
-        // Its client has read some, and is known to have: the child has exactly the rest.
-        while read.bytes.len() < 50_000 {
-            assert_eq!(read.step(&mut command).await, None);
+        // Its client has read all that there is, and is known to have: the child has exactly the rest. Where there is more, a
+        // shim is told of what was read once that makes room for it.
+        while read.bytes.len() < first {
+            assert!(read.step(&mut command).await);
         }
         while remote.channels().await.unwrap()[0].received < read.ring_bytes {
             tokio::task::yield_now().await;
@@ -128,17 +135,12 @@ async fn vm_fork_while_a_client_reads_gives_the_child_exactly_what_the_client_ha
         let before = read.bytes.len();
         let fork = [name.0.clone(), flowing.0.clone()];
         let mut fork = tokio::task::spawn_blocking(move || printed(["fork", &fork[0], &fork[1]]));
-        let mut exit = None;
-        while !fork.is_finished() && exit.is_none() {
-            exit = read.step(&mut command).await;
-        }
+        while !fork.is_finished() && read.step(&mut command).await {}
         (&mut fork).await.unwrap();
         let frozen = goes_on(&flowing);
-        assert!((before + 1..=read.bytes.len()).contains(&frozen), "{before}, {frozen}, {}", read.bytes.len());
-        while exit.is_none() {
-            exit = read.step(&mut command).await;
-        }
-        assert!(read.bytes == expected && exit == Some(Exit::Code(9)), "the source noticed nothing");
+        assert!((before..=read.bytes.len()).contains(&frozen), "{before}, {frozen}, {}", read.bytes.len());
+        while read.step(&mut command).await {}
+        assert!(read.bytes == expected && read.exit == Some(Exit::Code(9)), "the source noticed nothing");
     })
     .await;
 }
