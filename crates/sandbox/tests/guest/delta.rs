@@ -7,7 +7,7 @@ use throughline_sandbox::bundle::{Bundle, BundleError, DELTA, RAM};
 use throughline_sandbox::{Sandbox, SandboxError, Zygote};
 
 use crate::checkpoints::die;
-use crate::support::{copy_folder, folder, let_go, restored, text, watched};
+use crate::support::{copy_folder, folder, image, let_go, restored, text, watched};
 
 /// Whatever is more is copied whole.
 const MOST: u64 = 8 << 20;
@@ -29,8 +29,9 @@ async fn frozen(child: Sandbox, image: u64) -> Zygote {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn vm_main_path_fork_child_is_as_cheap_a_template_as_its_parent_to_any_depth() {
     watched(async {
-        let mut zygote = restored().await.freeze().await.unwrap();
-        let image = inode(zygote.bundle());
+        let root = Sandbox::builder(image().await).create().await.unwrap();
+        let mut zygote = root.freeze().await.unwrap();
+        let below = inode(zygote.bundle());
         for generation in 0..4 {
             let child = zygote.spawn().start().await.unwrap();
             // The image has lost all names that the zygote gave it.
@@ -38,7 +39,7 @@ async fn vm_main_path_fork_child_is_as_cheap_a_template_as_its_parent_to_any_dep
             let script =
                 format!("cd /tmp; head -c 1000000 /dev/urandom > {generation}; md5sum {generation} >> sums; sync");
             text(&child, &script).await;
-            zygote = frozen(child, image).await;
+            zygote = frozen(child, below).await;
             for file in zygote.bundle().manifest().files.keys() {
                 zygote.bundle().check(file).unwrap();
             }
@@ -52,7 +53,7 @@ async fn vm_main_path_fork_child_is_as_cheap_a_template_as_its_parent_to_any_dep
         text(&child, "cd /tmp; head -c 20000000 /dev/urandom > 4; md5sum 4 >> sums").await;
         let whole = child.freeze().await.unwrap();
         drop(zygote);
-        assert!(!whole.bundle().has_delta() && inode(whole.bundle()) != image);
+        assert!(!whole.bundle().has_delta() && inode(whole.bundle()) != below);
         let child = whole.spawn().start().await.unwrap();
         assert_eq!(text(&child, "cd /tmp; md5sum -c sums").await, "0: OK\n1: OK\n2: OK\n3: OK\n4: OK");
     })
