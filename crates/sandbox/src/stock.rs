@@ -13,10 +13,12 @@ use tokio::time::{Instant, sleep_until};
 
 /// Before what was taken is made anew: whoever took it has the processors first.
 const GRACE: Duration = Duration::from_millis(150);
-/// After a failure, or after the end of one that waited, before the next try; twice as long after each further failure.
+/// After a failure, or after the end of one that waited, before the next try; twice as long after each further one.
 const PAUSE: Duration = Duration::from_secs(1);
 /// At most.
 const LONGEST: Duration = Duration::from_mins(1);
+/// After so long without either, it begins anew.
+const FORGOTTEN: Duration = LONGEST.saturating_mul(2);
 
 type Making<T, E> = Pin<Box<dyn Future<Output = Result<T, E>> + Send>>;
 type Ending = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -75,6 +77,7 @@ impl<T: Send + 'static, E: std::fmt::Display + Send + 'static> Stock<T, E> {
             making: JoinSet::new(),
             rest: None,
             pause: PAUSE,
+            failure: None,
             round: false,
             count,
             failed,
@@ -125,6 +128,8 @@ struct Keeper<T, E> {
     rest: Option<Instant>,
     /// The rest after the next failure.
     pause: Duration,
+    /// The last one.
+    failure: Option<Instant>,
     /// Whether a try of those that were begun together has failed.
     round: bool,
     count: watch::Sender<usize>,
@@ -136,14 +141,14 @@ impl<T: Send + 'static, E: std::fmt::Display + Send + 'static> Keeper<T, E> {
         loop {
             // None that has ended is handed over.
             if poll_fn(|cx| Poll::Ready(retire(&mut self.things, cx))).await {
-                self.rest = Some(Instant::now() + PAUSE);
+                self.rest();
             }
             self.hand_over();
             self.fill();
             let rest = self.rest.unwrap_or_else(Instant::now);
             tokio::select! {
                 () = poll_fn(|cx| if retire(&mut self.things, cx) { Poll::Ready(()) } else { Poll::Pending }) => {
-                    self.rest = Some(Instant::now() + PAUSE);
+                    self.rest();
                 }
                 taker = requests.recv() => match taker {
                     Some(taker) => self.takers.push_back(taker),
@@ -165,7 +170,7 @@ impl<T: Send + 'static, E: std::fmt::Display + Send + 'static> Keeper<T, E> {
                 break;
             };
             match taker.send(Ok(thing)) {
-                Ok(()) => self.rest = Some(Instant::now() + GRACE),
+                Ok(()) => self.rest = self.rest.max(Some(Instant::now() + GRACE)),
                 Err(Ok(thing)) => self.things.push_front((thing, ended)),
                 Err(Err(_)) => {}
             }
@@ -188,28 +193,36 @@ impl<T: Send + 'static, E: std::fmt::Display + Send + 'static> Keeper<T, E> {
     fn made(&mut self, made: Result<Result<T, E>, tokio::task::JoinError>) {
         match made {
             Ok(Ok(thing)) => {
-                self.pause = PAUSE;
                 self.failed.send_replace(Failures::default());
                 self.things.push_back((self.watched)(thing));
             }
             Ok(Err(error)) => {
-                self.rest(&error);
+                self.failed(&error);
                 // Whoever waits is told at once.
                 if let Some(taker) = self.takers.pop_front() {
                     let _ = taker.send(Err(error));
                 }
             }
-            Err(error) => self.rest(&error),
+            Err(error) => self.failed(&error),
         }
     }
 
-    /// Rests after a failure: what was in the way may have gone by then.
-    fn rest(&mut self, error: &dyn std::fmt::Display) {
+    fn failed(&mut self, error: &dyn std::fmt::Display) {
         tracing::warn!(%error, pause = ?self.pause, "one in waiting was not made");
         self.failed.send_modify(|failures| {
             failures.count = failures.count.saturating_add(1);
             failures.last = Some(error.to_string());
         });
+        self.rest();
+    }
+
+    /// Rests after a failure, or an end: what was in the way may have gone by then.
+    fn rest(&mut self) {
+        let last = self.failure.replace(Instant::now());
+        // What is made, and ends soon after, has not come to anything either.
+        if last.is_some_and(|last| last.elapsed() >= FORGOTTEN) {
+            self.pause = PAUSE;
+        }
         self.rest = self.rest.max(Some(Instant::now() + self.pause));
         // What fails together counts as one.
         if !std::mem::replace(&mut self.round, true) {
@@ -284,8 +297,7 @@ mod tests {
         let make = move || {
             let mut tries = noted.lock().unwrap();
             tries.push(began.elapsed().as_secs());
-            // The tenth is made, and what is made ends at once.
-            ready(if tries.len() == 10 { Ok(()) } else { Err("there is no room") })
+            ready(if [10, 12].contains(&tries.len()) { Ok(()) } else { Err("there is no room") })
         };
         let (ended, end) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let (tell, kept) = (ended.clone(), end.clone());
@@ -300,10 +312,16 @@ mod tests {
         ended.notified().await;
         assert_eq!(*tries.lock().unwrap(), [0, 1, 3, 7, 15, 31, 63, 123, 183, 243]);
         assert_eq!(failures.wait_for(|failures| failures.count == 0).await.unwrap().last, None);
-        // It began anew.
+        // One that is made, and ends at once, is no more than one that is not made.
+        end.notify_one();
+        failures.wait_for(|failures| failures.count == 1).await.unwrap();
+        ended.notified().await;
+        assert_eq!(tries.lock().unwrap()[10..], [303, 363]);
+        // After a while it begins anew.
+        tokio::time::sleep(FORGOTTEN).await;
         end.notify_one();
         failures.wait_for(|failures| failures.count == 2).await.unwrap();
-        assert_eq!(tries.lock().unwrap()[10..], [244, 245]);
+        assert_eq!(tries.lock().unwrap()[12..], [484, 486]);
     }
 
     #[tokio::test]
