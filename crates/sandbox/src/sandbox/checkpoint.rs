@@ -4,9 +4,9 @@ use std::convert::Infallible;
 use std::pin::pin;
 use std::time::Duration;
 
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
-use super::record::{Checkpoint, STEADY, now_ms};
+use super::record::{Checkpoint, Record, STEADY, now_ms};
 use super::{Sandbox, SnapshotReport};
 use crate::SandboxError;
 
@@ -52,13 +52,18 @@ impl Sandbox {
         let every = Duration::from_millis(every.max(1));
         let mut ticks = interval(every);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut steady, mut is_steady) = (pin!(sleep(STEADY.saturating_sub(self.since.elapsed()))), false);
+        let (mut steady, mut is_noted) = (pin!(sleep(STEADY.saturating_sub(self.since.elapsed()))), false);
         loop {
             tokio::select! {
                 _ = ticks.tick() => {}
-                () = &mut steady, if !is_steady => {
-                    is_steady = true;
-                    self.lives_on();
+                () = &mut steady, if !is_noted => {
+                    match self.lives_on() {
+                        Ok(()) => is_noted = true,
+                        Err(error) => {
+                            tracing::warn!(%error, "it is not on paper that this sandbox has lived for a while");
+                            steady.as_mut().reset(Instant::now() + AGAIN);
+                        }
+                    }
                     continue;
                 }
             }
@@ -77,12 +82,19 @@ impl Sandbox {
 
 impl Sandbox {
     /// Notes that this timeline is steady.
-    fn lives_on(&self) {
-        if self.record().checkpoints.short_lives > 0
-            && let Err(error) = self.change(|record| record.checkpoints.short_lives = 0)
-        {
-            tracing::warn!(%error, "it is not on paper that this sandbox has lived for a while");
+    fn lives_on(&self) -> Result<(), SandboxError> {
+        if self.record().checkpoints.short_lives == 0 {
+            return Ok(());
         }
+        self.change(|record| record.checkpoints.short_lives = 0)
+    }
+
+    /// What is on paper, and what of it nobody has noted yet, where nobody keeps checkpoints: that this timeline is steady.
+    pub(super) fn aged(&self, mut record: Record) -> Record {
+        if self.since.elapsed() >= STEADY {
+            record.checkpoints.short_lives = 0;
+        }
+        record
     }
 }
 

@@ -22,7 +22,7 @@ impl Sandbox {
     /// Whether the sandbox can go back to a checkpoint after its machine ended so: it has one, nobody ended it, and
     /// the guest did not end by itself.
     pub fn may_roll_back(&self, exit: &Exit) -> bool {
-        exit.reason.is_death() && self.record().may_go_back()
+        exit.reason.is_death() && self.aged(self.record()).may_go_back()
     }
 
     /// Goes back to the last [checkpoint](Self::checkpoint), after the machine has ended: the same sandbox in a new
@@ -43,7 +43,7 @@ impl Sandbox {
         let places = Places::open(self.name())?;
         // Not what this one knows: a try that failed is on paper.
         let record = Record::read(places.runtime())?;
-        let mut record = record.ok_or_else(|| SandboxError::Unfinished(self.name().to_owned()))?;
+        let mut record = self.aged(record.ok_or_else(|| SandboxError::Unfinished(self.name().to_owned()))?);
         record.checkpoints.lost = Some(exit);
         let dead = self.link.sidecar().ok_or_else(|| SandboxError::NoCheckpoint(self.name().to_owned()))?;
         self.detach();
