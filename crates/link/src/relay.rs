@@ -156,8 +156,8 @@ impl Relay {
         Ok(closed)
     }
 
-    /// How downstream's peer has closed, once it has.
-    async fn closed(&self) -> Ended {
+    /// How downstream's peer has closed, once it has. What it said last may be on its way still. Cancel-safe.
+    pub async fn closed(&self) -> Ended {
         let this = self.down.this;
         match self.down.wait(|core, cx| core.poll_over(this, cx)).await {
             Err(Error::Reset) => Ended::Reset,

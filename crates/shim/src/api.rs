@@ -16,7 +16,7 @@ pub const VERSION: u32 = 1;
 /// The socket's name in a sandbox's runtime folder.
 pub const SOCKET: &str = "api";
 
-/// Longest line, in bytes.
+/// Longest line, in bytes, its end included.
 pub const MAX_LINE: usize = 256 << 10;
 
 /// The port to which a client opens channels on its own link.
@@ -291,8 +291,8 @@ pub enum Reply {
     Answer(u64, Answer),
     /// A request failed.
     Failure(u64, Failure),
-    /// The pair of this id is no more: its bytes have arrived, or nobody wants them.
-    Unpaired(String),
+    /// The pair of this id, with this slot and use of it, is no more: its bytes have arrived, or nobody wants them.
+    Unpaired(String, usize, u32),
     /// The pair of this id cannot go on: the machine died, and its timeline with it.
     RolledBack(String, RolledBack),
 }

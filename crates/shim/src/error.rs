@@ -77,6 +77,11 @@ pub enum ShimError {
 }
 
 impl ShimError {
+    /// Whether there may be what was asked for all the same: whoever was to make it has not said.
+    pub fn is_unknown(&self) -> bool {
+        matches!(self, Self::Silent(_) | Self::Start { .. } | Self::Died(_) | Self::KeeperEnded(_))
+    }
+
     pub(crate) fn io(doing: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Io { doing, source }
     }

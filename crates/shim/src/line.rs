@@ -113,9 +113,18 @@ impl Outgoing {
     }
 
     /// Sends a line with descriptors, at most [`MOST_DESCRIPTORS`].
+    ///
+    /// # Errors
+    /// [`ArgumentListTooLong`](io::ErrorKind::ArgumentListTooLong) where it is longer than [`MAX_LINE`]: nothing of it
+    /// was sent.
     pub async fn send_with(&self, line: &impl Serialize, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
         let mut bytes = serde_json::to_vec(line)?;
         bytes.push(b'\n');
+        if bytes.len() > MAX_LINE {
+            // Nobody would read it, and its connection would end with it.
+            let message = format!("it takes {} bytes to say, and a line may have {MAX_LINE}", bytes.len());
+            return Err(io::Error::new(io::ErrorKind::ArgumentListTooLong, message));
+        }
         let _turn = self.turn.lock().await;
         let mut rest = bytes.as_slice();
         let mut descriptors = descriptors;

@@ -14,6 +14,7 @@ pub struct Breaking {
 }
 
 /// The exit code of a command that was broken off.
+#[derive(Clone, Copy, Debug)]
 pub struct BrokenOff(pub u8);
 
 impl Breaking {
@@ -60,11 +61,14 @@ impl Breaking {
         let outcome = async {
             match making.await {
                 Ok(made) => take_back(made).await,
-                // There is nothing.
-                Err(_) => Ok(()),
+                Err(error) => Err(error.into()),
             }
         };
-        self.take_back(broken_off, outcome).await.map(Err)
+        match self.take_back(broken_off, outcome).await {
+            // There is nothing.
+            Err(CliError::Shim(error)) if !error.is_unknown() => Ok(Err(broken_off)),
+            taken => taken.map(Err),
+        }
     }
 
     /// Takes back what was begun, unless the user insists.
@@ -79,7 +83,8 @@ impl Breaking {
         }
     }
 
-    fn say(&self, what: &str) {
+    /// Tells people that it is broken off, and what that means.
+    pub fn say(&self, what: &str) {
         if !self.json {
             eprintln!("throughline: broken off: {what}");
         }

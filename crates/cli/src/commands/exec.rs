@@ -36,9 +36,8 @@ pub enum Ran {
 /// `exec`
 pub async fn exec(name: &str, how: &How, command: &[String], json: bool) -> Result<u8, CliError> {
     let deadline = Deadline::after(how.timeout);
-    let Some(remote) = deadline.within(connect(name)).await else { return Ok(not_started()) };
-    let remote = remote?;
-    match begin(&remote, how, command, deadline).await?.follow(&remote, how, deadline).await? {
+    let remote = deadline.within(connect(name)).await.transpose()?;
+    match begin(remote.as_ref(), how, command, deadline).await?.follow(how, deadline).await? {
         Ran::Ended(code) => Ok(code),
         Ran::Detached(id) if json => {
             output::json(&serde_json::json!({ "name": name, "id": id }));
@@ -55,27 +54,36 @@ pub async fn exec(name: &str, how: &How, command: &[String], json: bool) -> Resu
 pub enum Begun {
     /// There is nothing more to be done.
     Ran(Ran),
-    /// It runs, under this id.
-    Runs(Box<Child>, String),
+    /// It runs in this sandbox, under this id.
+    Runs(Remote, Box<Child>, String),
 }
 
 impl Begun {
     /// Follows it to its end, until then at most.
-    pub async fn follow(self, remote: &Remote, how: &How, deadline: Deadline) -> Result<Ran, CliError> {
-        let (child, id) = match self {
+    pub async fn follow(self, how: &How, deadline: Deadline) -> Result<Ran, CliError> {
+        let (remote, child, id) = match self {
             Self::Ran(ran) => return Ok(ran),
-            Self::Runs(child, id) => (child, id),
+            Self::Runs(remote, child, id) => (remote, child, id),
         };
         let mut input = Input::new(how.interactive);
         match follow(*child, Printer::new(), &mut input, how.tty, deadline).await {
             Ok(code) => Ok(Ran::Ended(code)),
-            Err(error) => come_back(remote, &id, error, &mut input, deadline).await.map(Ran::Ended),
+            Err(error) => {
+                let followed = Followed { remote: &remote, id: &id, keep: false, deadline };
+                followed.come_back(error, &mut input).await.map(Ran::Ended)
+            }
         }
     }
 }
 
-/// Begins a command.
-pub async fn begin(remote: &Remote, how: &How, command: &[String], deadline: Deadline) -> Result<Begun, CliError> {
+/// Begins a command in a sandbox, if that was reached in time.
+pub async fn begin(
+    remote: Option<&Remote>,
+    how: &How,
+    command: &[String],
+    deadline: Deadline,
+) -> Result<Begun, CliError> {
+    let Some(remote) = remote else { return Ok(Begun::Ran(Ran::Ended(not_started()))) };
     let way = remote.guest(how.detach);
     let mut started = Command::new(way.clone(), &command[0]).args(&command[1..]).label(command.join(" "));
     for variable in &how.env {
@@ -101,7 +109,7 @@ pub async fn begin(remote: &Remote, how: &How, command: &[String], deadline: Dea
     // Dropped, it is not begun later either.
     let Some(child) = deadline.within(started.spawn()).await else { return Ok(Begun::Ran(Ran::Ended(not_started()))) };
     let child = Box::new(child?);
-    Ok(if how.detach { Begun::Ran(Ran::Detached(way.id())) } else { Begun::Runs(child, way.id()) })
+    Ok(if how.detach { Begun::Ran(Ran::Detached(way.id())) } else { Begun::Runs(remote.clone(), child, way.id()) })
 }
 
 /// Says that a command's time was up before it began; the exit code.
@@ -116,47 +124,75 @@ fn not_ended() -> u8 {
     TIMED_OUT
 }
 
-/// Goes on with a command whose machine died and came back.
-async fn come_back(
-    remote: &Remote,
-    id: &str,
-    error: CliError,
-    input: &mut Input,
-    deadline: Deadline,
-) -> Result<u8, CliError> {
-    let reset = throughline_sandbox::SandboxError::Channel(throughline::Error::Reset);
-    if error.to_string() != CliError::from(reset).to_string() {
-        return Err(error);
-    }
-    let Some(RolledBack { received, sent, gone }) = remote.rolled_back(id).await? else { return Err(error) };
-    if gone {
-        return Err(CliError::RolledBack);
-    }
-    eprintln!(
-        "throughline: the machine died, and is back at its last checkpoint: on the command's channel, headers of messages included, {received} bytes of it come again, and {sent} bytes to it are lost"
-    );
-    Box::pin(go_on(remote, id, input, deadline)).await
-}
-
 /// Goes on with a command.
 pub async fn attach(remote: &Remote, id: &str) -> Result<u8, CliError> {
-    go_on(remote, id, &mut Input::new(true), Deadline::NONE).await
+    Followed { remote, id, keep: true, deadline: Deadline::NONE }.go_on(&mut Input::new(true)).await
 }
 
-/// The same, with input or without.
-async fn go_on(remote: &Remote, id: &str, input: &mut Input, deadline: Deadline) -> Result<u8, CliError> {
-    let Some(reached) = deadline.with(GRACE).within(reach(remote, id)).await else { return Ok(not_ended()) };
-    let (child, printer, tty) = reached?;
-    let Some(tty) = tty else { return printer.code() };
-    match follow(child, printer, input, tty, deadline).await {
-        Ok(code) => Ok(code),
-        Err(error) => come_back(remote, id, error, input, deadline).await,
+/// A command that is followed, from whichever timeline.
+struct Followed<'a> {
+    remote: &'a Remote,
+    id: &'a str,
+    /// Whether it goes on without who follows it.
+    keep: bool,
+    deadline: Deadline,
+}
+
+impl Followed<'_> {
+    /// Goes on with it after its machine died and came back.
+    async fn come_back(&self, error: CliError, input: &mut Input) -> Result<u8, CliError> {
+        let reset = throughline_sandbox::SandboxError::Channel(throughline::Error::Reset);
+        if error.to_string() != CliError::from(reset).to_string() {
+            return Err(error);
+        }
+        let Some(RolledBack { received, sent, gone }) = self.remote.rolled_back(self.id).await? else {
+            return Err(error);
+        };
+        if gone {
+            return Err(CliError::RolledBack);
+        }
+        eprintln!(
+            "throughline: the machine died, and is back at its last checkpoint: on the command's channel, headers of messages included, {received} bytes of it come again, and {sent} bytes to it are lost"
+        );
+        Box::pin(self.go_on(input)).await
     }
+
+    /// Goes on with it.
+    async fn go_on(&self, input: &mut Input) -> Result<u8, CliError> {
+        let mut signals = Signals::listen()?;
+        let reaching = self.deadline.with(GRACE).within(reach(self.remote, self.id, self.keep));
+        let reached = tokio::select! {
+            reached = reaching => reached,
+            number = signals.ending() => return Ok(self.left("broken off", exit_code(number))),
+        };
+        let Some(reached) = reached else { return Ok(self.left("the time is up", TIMED_OUT)) };
+        let (child, printer, tty) = reached?;
+        let Some(tty) = tty else { return printer.code() };
+        match follow(child, printer, input, tty, self.deadline).await {
+            Ok(code) => Ok(code),
+            Err(error) => self.come_back(error, input).await,
+        }
+    }
+
+    /// Says that it was not reached, and why nobody tries any longer; the exit code.
+    fn left(&self, why: &str, code: u8) -> u8 {
+        eprintln!(
+            "throughline: {why}; the command was not reached, and may go on: `throughline attach {} {}` follows it",
+            self.remote.name(),
+            self.id
+        );
+        code
+    }
+}
+
+/// What a shell returns of a program that was ended by a signal.
+fn exit_code(signal: i32) -> u8 {
+    u8::try_from(128 + signal).unwrap_or(OWN_FAILURE)
 }
 
 /// Attaches to a command, and gives its terminal the size of this one: whether it has one, unless it has ended.
-async fn reach(remote: &Remote, id: &str) -> Result<(Child, Printer, Option<bool>), CliError> {
-    let mut child = remote.attach(id).await?;
+async fn reach(remote: &Remote, id: &str, keep: bool) -> Result<(Child, Printer, Option<bool>), CliError> {
+    let mut child = remote.attach(id, keep).await?;
     // What it has had as input, and whether it has a terminal, is known only to the guest.
     child.input.query().await?;
     let mut printer = Printer::new();
@@ -234,7 +270,7 @@ async fn hand_on(
             },
             signal = signals.next() => match signal {
                 // The command belongs to the terminal: it is left with that, not told of it.
-                Some(number @ (HANG_UP | TERMINATE)) if tty => return Ok(u8::try_from(128 + number).unwrap_or(OWN_FAILURE)),
+                Some(number @ (HANG_UP | TERMINATE)) if tty => return Ok(exit_code(number)),
                 Some(number) => { let _ = to.signal(number, true).await; }
                 None => if tty && let Some((rows, cols)) = size() { let _ = to.resize(rows, cols).await; },
             },
@@ -319,6 +355,15 @@ impl Signals {
             quit: on(SignalKind::quit())?,
             resized: on(SignalKind::window_change())?,
         })
+    }
+
+    /// The number of the next one that is to end something.
+    async fn ending(&mut self) -> i32 {
+        loop {
+            if let Some(number) = self.next().await {
+                return number;
+            }
+        }
     }
 
     /// The next one's number; `None` for another size of the terminal.

@@ -96,7 +96,7 @@ fn names(fork: &Fork) -> Vec<String> {
 
 fn child(name: String, started: Instant, error: Option<ShimError>) -> Child {
     let ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-    let unknown = matches!(error, Some(ShimError::Silent(_) | ShimError::Start { .. }));
+    let unknown = error.as_ref().is_some_and(ShimError::is_unknown);
     Child { name, ok: error.is_none(), error: error.map(|error| error.to_string()), ms, unknown }
 }
 

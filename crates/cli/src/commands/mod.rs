@@ -33,7 +33,7 @@ use deadline::Deadline;
 pub async fn run(arguments: Arguments) -> Result<u8, CliError> {
     let json = arguments.json;
     match arguments.verb {
-        Verb::Run(run) => create(run, json).await,
+        Verb::Run(run) => Box::pin(create(run, json)).await,
         Verb::Exec(exec) => exec::exec(&exec.name, &exec.how, &exec.command, json).await,
         Verb::Attach { name, id } => exec::attach(&connect(&name).await?, &id).await,
         Verb::Cp { source, dest, tar, owner, follow } => {
@@ -96,31 +96,48 @@ async fn create(run: Run, json: bool) -> Result<u8, CliError> {
         return Ok(0);
     }
     let deadline = Deadline::after(how.timeout);
+    let mut remote = None;
     let beginning = async {
-        let remote = connect(&name).await?;
-        let begun = exec::begin(&remote, &how, &command, deadline).await;
-        Ok::<_, CliError>((remote, begun))
+        remote = deadline.within(connect(&name)).await.transpose()?;
+        exec::begin(remote.as_ref(), &how, &command, deadline).await
     };
-    let (remote, begun) = match breaking.unless(beginning).await {
-        Ok(begun) => begun?,
+    let begun = match breaking.unless(Box::pin(beginning)).await {
+        Ok(begun) => begun,
         Err(broken_off) => {
             let BrokenOff(code) = breaking.take_back(broken_off, Box::pin(remove::remove(&name, true))).await?;
             return Ok(code);
         }
     };
     let ran = match begun {
-        Ok(begun) => begun.follow(&remote, &how, deadline).await,
+        Ok(begun) => begun.follow(&how, deadline).await,
         Err(error) => Err(error),
     };
     if let Ok(exec::Ran::Detached(id)) = &ran {
         announce(&name, Some(id), json);
         return Ok(0);
     }
-    if keep.rm {
-        // It vanishes with its machine.
-        remote.kill().await?;
+    let ended = if keep.rm { end(&name, remote, json).await } else { Ok(Ok(())) };
+    let code = ran.map(|ran| if let exec::Ran::Ended(code) = ran { code } else { 0 })?;
+    Ok(ended?.map_or_else(|BrokenOff(code)| code, |()| code))
+}
+
+/// Ends a sandbox that vanishes with its machine, unless the user does not wait for that.
+async fn end(name: &str, remote: Option<Remote>, json: bool) -> Result<Result<(), BrokenOff>, CliError> {
+    let mut breaking = Breaking::listen(json)?;
+    let ending = async {
+        match remote {
+            Some(remote) => remote.kill().await.map(drop).map_err(CliError::from),
+            None => Box::pin(remove::remove(name, true)).await,
+        }
+    };
+    tokio::select! {
+        biased;
+        ended = ending => ended.map(Ok),
+        broken_off = breaking.next() => {
+            breaking.say(&format!("sandbox {name:?} may still be there; `throughline rm --force {name}` removes it"));
+            Ok(Err(broken_off))
+        }
     }
-    ran.map(|ran| if let exec::Ran::Ended(code) = ran { code } else { 0 })
 }
 
 /// Starts the shim of a new sandbox, which is removed again if the user breaks off.

@@ -181,7 +181,7 @@ fn vm_a_client_whose_command_another_one_took_over_from_a_dead_shim_is_told() {
     kill_and_wait(&remote);
     let other = fast.block_on(watched(async {
         let other = Remote::connect(&name.0, program()).await.unwrap();
-        other.attach(&id).await.unwrap()
+        other.attach(&id, true).await.unwrap()
     }));
     slow.block_on(watched(async {
         let error = child.events.next().await.unwrap_err();

@@ -10,6 +10,7 @@ mod doctor;
 mod dying;
 mod examples;
 mod forks;
+mod given_up;
 mod kills;
 mod last_reads;
 mod limits;

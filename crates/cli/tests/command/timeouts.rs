@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
-use crate::dying::{shim, state};
+use crate::dying::{checkpoints, kill_machine, kill_shim, shim, state};
 use crate::support::{Name, command, json, printed, text, throughline, throughline_with, until};
 
 /// Makes a mark first, and another one at its end; runs for long in between.
@@ -80,4 +80,46 @@ fn vm_exec_whose_time_is_up_before_the_shim_answers_ends() {
     rustix::process::kill_process(shim, rustix::process::Signal::CONT).unwrap();
     assert_eq!(ended.status.code(), Some(124), "{}", text(&ended.stderr));
     assert_eq!(printed(["exec", &name.0, "--", "ls", "/root"]), "");
+}
+
+/// It comes back paused: nobody tells whether the command was reached. That it was the program's own is not forgotten.
+#[test]
+fn vm_exec_that_is_ended_while_its_guest_comes_back_paused_ends_and_so_does_its_command() {
+    let name = Name::new("timeout-back");
+    printed(["run", "--memory", "128M", "--name", &name.0, "--checkpoint", "1h"]);
+    until(|| !checkpoints(&name)["last"].is_null());
+    let mut execs = ["20s", "1h"].map(|time| {
+        let mut exec = Command::new(command());
+        let exec = exec.args(["exec", "--timeout", time, &name.0, "--", "sh", "-c", SCRIPT]).stdin(Stdio::null());
+        let mut exec = exec.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(exec.stdout.take().unwrap()).lines();
+        assert_eq!(lines.next().unwrap().unwrap(), "begun");
+        exec
+    });
+    // A new shim takes a checkpoint first of all.
+    let before = checkpoints(&name)["last"].clone();
+    kill_shim(&name);
+    until(|| checkpoints(&name)["last"] != before);
+    printed(["pause", &name.0]);
+    kill_machine(&name);
+    let mut said = execs.each_mut().map(|exec| BufReader::new(exec.stderr.take().unwrap()).lines().map(Result::unwrap));
+    for said in &mut said {
+        let back = said.next().unwrap();
+        assert!(back.contains("is back at its last checkpoint"), "{back}");
+    }
+    // Before, nobody knows that it is wanted no longer: it is told that it may go on.
+    let followed = |command: &&serde_json::Value| command["attached"] == true;
+    until(|| json(["--json", "ps", &name.0]).as_array().unwrap().iter().filter(followed).count() == 2);
+    let pid = rustix::process::Pid::from_child(&execs[1]);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    for ((mut exec, mut said), (code, why)) in
+        execs.into_iter().zip(said).zip([(124, "the time is up"), (130, "broken off")]).rev()
+    {
+        assert_eq!(exec.wait().unwrap().code(), Some(code));
+        let last = said.next().unwrap();
+        assert!(last.contains(why) && last.contains("was not reached"), "{last}");
+    }
+    printed(["resume", &name.0]);
+    nothing_is_left(&name);
+    assert_eq!(marks(&name), "begun\ngo\n");
 }

@@ -1,6 +1,7 @@
 //! The connection to a shim, and to its successors.
 
 use std::collections::HashMap;
+use std::io;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -139,19 +140,14 @@ impl Connection {
 
     /// Why the sandbox cannot be reached any more, once it cannot.
     pub(super) async fn ended(&self) -> ShimError {
-        let mut ended = self.shared.ended.subscribe();
-        let why = ended.wait_for(Option::is_some).await.ok().and_then(|why| why.clone());
-        why.map_or_else(|| self.shared.unreachable("the connection is gone".to_owned()), |why| self.shared.told(&why))
+        self.shared.ended().await
     }
 
-    pub(super) async fn call(&self, call: Call) -> Result<Answer, ShimError> {
+    /// Sends a call, now or to the next shim.
+    pub(super) async fn ask(&self, call: Call) -> Asked {
         let (answer, received) = oneshot::channel();
         self.shared.clone().ask(call, answer).await;
-        tokio::select! {
-            biased;
-            answer = received => answer.unwrap_or_else(|_| Err(ShimError::Died(self.shared.name.clone()))),
-            error = self.ended() => Err(error),
-        }
+        Asked { shared: self.shared.clone(), received }
     }
 
     /// Has two channels paired, now and by every successor, until they end.
@@ -162,11 +158,28 @@ impl Connection {
             known.remove(&id);
         });
         self.shared.pairs().insert(id.clone(), pair.clone());
-        let paired = self.call(Call::Pair(pair)).await;
+        let paired = self.ask(Call::Pair(pair)).await.answer().await;
         if paired.is_err() {
             self.shared.pairs().remove(&id);
         }
         paired.map(|_| ())
+    }
+}
+
+/// A call that was asked. Who drops it gives up.
+pub(super) struct Asked {
+    shared: Arc<Shared>,
+    received: oneshot::Receiver<Result<Answer, ShimError>>,
+}
+
+impl Asked {
+    /// The answer, of which there is one. Cancel-safe.
+    pub(super) async fn answer(&mut self) -> Result<Answer, ShimError> {
+        tokio::select! {
+            biased;
+            answer = &mut self.received => answer.unwrap_or_else(|_| Err(ShimError::Died(self.shared.name.clone()))),
+            error = self.shared.ended() => Err(error),
+        }
     }
 }
 
@@ -181,6 +194,12 @@ impl Shared {
 
     fn unreachable(&self, why: String) -> ShimError {
         ShimError::Unreachable { name: self.name.clone(), why }
+    }
+
+    async fn ended(&self) -> ShimError {
+        let mut ended = self.ended.subscribe();
+        let why = ended.wait_for(Option::is_some).await.ok().and_then(|why| why.clone());
+        why.map_or_else(|| self.unreachable("the connection is gone".to_owned()), |why| self.told(&why))
     }
 
     /// The reason once more, for another one who asks.
@@ -205,7 +224,7 @@ impl Shared {
             let request = Request { number, call: call.clone() };
             self.waiting().insert(number, Waiting { call, sent: false, answer: Some(answer) });
             if let Some(outgoing) = &*outgoing
-                && outgoing.send(&request).await.is_ok()
+                && self.send(outgoing, &request).await.is_ok()
                 && let Some(waiting) = self.waiting().get_mut(&number)
             {
                 waiting.sent = true;
@@ -213,6 +232,18 @@ impl Shared {
         });
         // It ends by itself: the runtime alone could end it earlier.
         let _ = sending.await;
+    }
+
+    /// Sends a line. One that is too long fails for whoever asked, and is not repeated.
+    async fn send(&self, outgoing: &Outgoing, request: &Request) -> io::Result<()> {
+        let Err(error) = outgoing.send(request).await else { return Ok(()) };
+        if error.kind() != io::ErrorKind::ArgumentListTooLong {
+            return Err(error);
+        }
+        let asked = self.waiting().remove(&request.number).and_then(|waiting| waiting.answer);
+        // Whoever asked may have lost interest.
+        let _ = asked.map(|asked| asked.send(Err(ShimError::io("ask the shim")(error))));
+        Ok(())
     }
 
     /// Reads answers for as long as there is a shim.
@@ -238,8 +269,9 @@ impl Shared {
         let (number, answer) = match reply {
             Reply::Answer(number, answer) => (number, Ok(answer)),
             Reply::Failure(number, failure) => (number, Err(failure)),
-            Reply::Unpaired(id) => {
-                self.pairs().remove(&id);
+            Reply::Unpaired(id, slot, generation) => {
+                // It may be paired anew by now.
+                self.pairs().retain(|_, pair| (&pair.id, pair.slot, pair.generation) != (&id, slot, generation));
                 return;
             }
             Reply::RolledBack(id, how_far) => {
@@ -287,7 +319,7 @@ impl Shared {
         let mut place = self.outgoing.lock().await;
         for request in self.unfinished() {
             // One that has gone already is seen by who reads: everything is repeated to the next.
-            if outgoing.send(&request).await.is_err() {
+            if self.send(&outgoing, &request).await.is_err() {
                 break;
             }
         }

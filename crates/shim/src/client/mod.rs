@@ -12,14 +12,18 @@ use throughline::{Kind as Carries, Messages, Stream};
 use throughline_sandbox::engine::Exit;
 use throughline_sandbox::guest::{Guest, Opening};
 use throughline_sandbox::{Child, Command, Record, SandboxError};
+use tokio::sync::oneshot;
 
 use crate::ShimError;
 use crate::api::{Answer, Call, ChannelEntry, CommandInfo, Open, Opened, PORT, Pair, RolledBack, Snapped};
 use crate::start::Program;
-use connection::Connection;
+use connection::{Asked, Connection};
 use memory::Memory;
 
 pub use connection::Event;
+
+/// Longest label that is sent, in bytes. A channel keeps less of it.
+const MOST_LABEL: usize = 256;
 
 /// A sandbox through its shim. Cheap to clone.
 ///
@@ -32,6 +36,8 @@ struct Inner {
     name: String,
     memory: Arc<Memory>,
     connection: Connection,
+    /// Somebody waited for the machine's end, and may have given up.
+    wait: tokio::sync::Mutex<Option<Asked>>,
 }
 
 impl Remote {
@@ -42,7 +48,7 @@ impl Remote {
     pub async fn connect(name: &str, program: Program) -> Result<Self, ShimError> {
         let memory = Arc::new(Memory::create()?);
         let connection = Connection::open(name.to_owned(), program, memory.clone()).await?;
-        Ok(Self(Arc::new(Inner { name: name.to_owned(), memory, connection })))
+        Ok(Self(Arc::new(Inner { name: name.to_owned(), memory, connection, wait: tokio::sync::Mutex::default() })))
     }
 
     /// The sandbox's name.
@@ -66,16 +72,15 @@ impl Remote {
     }
 
     /// Goes on with a command of which nobody else follows the events, at the byte where the last one stopped.
-    /// Dropping it leaves the command to the next one.
-    pub async fn attach(&self, id: &str) -> Result<Child, ShimError> {
+    /// Dropping it kills the command; with `keep` it leaves it to the next one. To give up in the middle is to drop it.
+    pub async fn attach(&self, id: &str, keep: bool) -> Result<Child, ShimError> {
         let open = Open { id: id.to_owned(), port: 0, messages: true, ring_bytes: 0, label: String::new() };
-        let way = self.guest(true);
         let opened = self.opened(open).await?;
         if !opened.messages {
             return Err(ShimError::Channel(throughline::Error::Kind(Carries::Stream)));
         }
-        let channel = self.paired(id.to_owned(), opened, true).await?;
-        Ok(Child::adopt(channel.messages()?, way))
+        let channel = self.paired(id.to_owned(), opened, keep).await?;
+        Ok(Child::adopt(channel.messages()?, self.guest(keep)))
     }
 
     /// Commands that were started through a shim, and not read to their end. One whose end was read may stay in the
@@ -138,18 +143,26 @@ impl Remote {
         }
     }
 
-    /// Waits until the machine has ended.
+    /// Waits until the machine has ended. Cancel-safe.
     pub async fn wait(&self) -> Result<Exit, ShimError> {
-        self.exit(Call::Wait).await
+        // Who gives up leaves the question to the next one: a shim answers so many at a time.
+        let mut wait = self.0.wait.lock().await;
+        let asked = match &mut *wait {
+            Some(asked) => asked,
+            none => none.insert(self.0.connection.ask(Call::Wait).await),
+        };
+        let answer = asked.answer().await;
+        *wait = None;
+        self.exit(answer)
     }
 
     /// Ends the machine.
     pub async fn kill(&self) -> Result<Exit, ShimError> {
-        self.exit(Call::Kill).await
+        self.exit(self.call(Call::Kill).await)
     }
 
-    async fn exit(&self, call: Call) -> Result<Exit, ShimError> {
-        match self.call(call).await {
+    fn exit(&self, answer: Result<Answer, ShimError>) -> Result<Exit, ShimError> {
+        match answer {
             Ok(Answer::Exited { exit }) => Ok(exit),
             Ok(_) => Err(self.nonsense()),
             // It ended while nobody looked.
@@ -166,7 +179,7 @@ impl Remote {
     }
 
     async fn call(&self, call: Call) -> Result<Answer, ShimError> {
-        self.0.connection.call(call).await
+        self.0.connection.ask(call).await.answer().await
     }
 
     fn nonsense(&self) -> ShimError {
@@ -216,10 +229,25 @@ impl Way {
     async fn open(&self, opening: Opening<'_>, messages: bool) -> Result<throughline::Channel, ShimError> {
         let id = new_id()?;
         let Opening { port, ring_bytes, label } = opening;
-        let open = Open { id: id.clone(), port, messages, ring_bytes, label: label.to_owned() };
-        let opened = self.remote.opened(open).await?;
-        self.id.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone_from(&id);
-        self.remote.paired(id, opened, self.keep).await
+        let label = label[..label.floor_char_boundary(MOST_LABEL)].to_owned();
+        let open = Open { id: id.clone(), port, messages, ring_bytes, label };
+        let (remote, keep, paired) = (self.remote.clone(), self.keep, id.clone());
+        let (give, given) = oneshot::channel();
+        // In a task of its own: a channel that was opened and never paired would stay for as long as this process.
+        tokio::spawn(async move {
+            let opening = async {
+                let opened = remote.opened(open).await?;
+                remote.paired(paired, opened, keep).await
+            };
+            match give.send(opening.await) {
+                Err(Ok(throughline::Channel::Stream(stream))) => stream.abort(),
+                Err(Ok(throughline::Channel::Messages(messages))) => messages.abort(),
+                _ => {}
+            }
+        });
+        let channel = given.await.map_err(|_| self.remote.nonsense())??;
+        *self.id.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = id;
+        Ok(channel)
     }
 }
 

@@ -78,6 +78,8 @@ async fn attempt(name: &str, program: &Program, memory: &Memory) -> Result<Reach
             // Another client's may have been faster.
             _ => Try::Later(failure.message),
         }),
+        // Somebody killed it, and the next one takes over as well.
+        Err(ShimError::Silent(why)) => Err(Try::Later(why.to_owned())),
         Err(error) => Err(Try::Never(error)),
     }
 }

@@ -234,7 +234,11 @@ pub(super) async fn carry(relay: Relay, pair: Pair, outgoing: Outgoing, mut over
         // The client pairs its channel anew, and is told then.
         Err(Some(Over::Lost)) => return relay.release(),
         // It may have closed the channel before it went.
-        Err(_) if outgoing.has_gone() => timeout(LAST_LOOK, relay.run()).await.ok(),
+        Err(_) if outgoing.has_gone() => match timeout(LAST_LOOK, relay.run()).await {
+            // A guest that stands still has not read the last words.
+            Err(_) => timeout(Duration::ZERO, relay.closed()).await.ok().map(Ok),
+            ended => ended.ok(),
+        },
         // The machine has: what it said last is passed on. As a rule that was done before; on a busy host it takes its time.
         Err(_) => timeout(LAST_READS, last_reads(&relay)).await.ok().flatten(),
     };
@@ -255,5 +259,5 @@ pub(super) async fn carry(relay: Relay, pair: Pair, outgoing: Outgoing, mut over
         }
     }
     // A client that has gone need not know.
-    let _ = outgoing.send(&Reply::Unpaired(pair.id)).await;
+    let _ = outgoing.send(&Reply::Unpaired(pair.id, pair.slot, pair.generation)).await;
 }

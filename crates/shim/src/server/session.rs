@@ -1,6 +1,7 @@
 //! One client.
 
 use std::collections::HashSet;
+use std::io::ErrorKind;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,8 +18,9 @@ use crate::line::{self, Outgoing};
 /// How long clients have, once the machine has ended, to read what there is.
 pub(super) const LAST_READS: Duration = Duration::from_secs(5);
 
-/// Calls of one client that are carried out at one time.
-const MOST_CALLS: usize = 64;
+/// Calls of one client that are carried out at one time; what waits for another call's end counts. More are refused:
+/// to read on later would let calls wait for each other.
+const MOST_CALLS: usize = 1024;
 
 /// A client's connection.
 struct Session {
@@ -47,7 +49,7 @@ pub(super) async fn serve(shared: Arc<Shared>, socket: UnixStream) {
     };
     loop {
         tokio::select! {
-            line = incoming.line::<Value>(), if session.calls.len() < MOST_CALLS => match line {
+            line = incoming.line::<Value>() => match line {
                 Ok(Some(line)) => session.take(line, incoming.take_descriptors()).await,
                 Ok(None) => break,
                 Err(error) => {
@@ -94,9 +96,12 @@ impl Session {
                 self.link = Some(Arc::new(link));
                 Answer::Done
             }),
-            call => {
-                self.carry_out(number, call);
-                return;
+            call if self.calls.len() < MOST_CALLS || matches!(call, Call::Pair(_) | Call::Kill) => {
+                return self.carry_out(number, call);
+            }
+            _ => {
+                let message = format!("{MOST_CALLS} calls of this client are under way: wait for some of them");
+                Err(Failure { kind: Kind::Failed, message })
             }
         };
         reply(&self.outgoing, number, answer).await;
@@ -192,8 +197,15 @@ async fn reply(outgoing: &Outgoing, number: u64, answer: Result<Answer, Failure>
         Ok(answer) => Reply::Answer(number, answer),
         Err(failure) => Reply::Failure(number, failure),
     };
+    let sent = match outgoing.send(&reply).await {
+        Err(error) if error.kind() == ErrorKind::ArgumentListTooLong => {
+            let failure = Failure { kind: Kind::Failed, message: format!("the answer is too long: {error}") };
+            outgoing.send(&Reply::Failure(number, failure)).await
+        }
+        sent => sent,
+    };
     // A client that has gone needs no answer.
-    if let Err(error) = outgoing.send(&reply).await {
+    if let Err(error) = sent {
         tracing::debug!(%error, "a client has gone without its answer");
     }
 }
