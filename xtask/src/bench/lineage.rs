@@ -47,6 +47,7 @@ struct Chain {
     stopped_ms: Vec<f64>,
     copied_mb: Vec<f64>,
     bundle_mb: Vec<f64>,
+    own_mb: Vec<f64>,
     monitor_mb: Vec<f64>,
     carried: u64,
     /// Of the first bundle and of the last, in turn.
@@ -67,7 +68,9 @@ impl Chain {
             self.stopped_ms.push(vm::millis(report.total));
             self.carried += report.carried.to_host;
             self.copied_mb.push(in_mb(report.copied + report.corrected));
-            self.bundle_mb.push(megabytes(bundle.folder())?);
+            let (all, own) = megabytes(bundle.folder())?;
+            self.bundle_mb.push(all);
+            self.own_mb.push(own);
             let started = Instant::now();
             sandbox = Sandbox::restore(Bundle::open(bundle.folder())?).start().await?;
             self.ready_ms.push(vm::millis(started.elapsed()));
@@ -107,6 +110,7 @@ impl Chain {
         let verified =
             Figure::new("chain: output verified, nothing lost", "MB", vec![in_mb(self.progress.verified())])?;
         let bundle = Figure::new("chain: a bundle on disk", "MB", self.bundle_mb.clone())?;
+        let own = Figure::new("… of it its own: the image has other names", "MB", self.own_mb.clone())?;
         let monitor = Figure::new("chain: memory of a monitor (PSS)", "MB", self.monitor_mb.clone())?;
         Ok(vec![
             verified.note(format!("{count} snapshots that stop, each restored, while a command prints")),
@@ -121,6 +125,7 @@ impl Chain {
             Figure::new("chain: snapshot that stops", "ms", self.stopped_ms)?,
             Figure::new("… RAM copied for it", "MB", self.copied_mb.clone())?.note(steps(&self.copied_mb)),
             bundle.note(steps(&self.bundle_mb)),
+            own.note(steps(&self.own_mb)),
             monitor.note(steps(&self.monitor_mb)),
         ])
     }
@@ -142,6 +147,7 @@ struct Level {
     ready_ms: Vec<f64>,
     frozen_ms: Vec<f64>,
     zygote_mb: Vec<f64>,
+    own_mb: Vec<f64>,
     monitor_mb: Vec<f64>,
 }
 
@@ -159,7 +165,9 @@ impl Tree {
 
     /// Each child goes on with the counter, and is frozen in turn; depth first, so few are there at one time.
     async fn grow(&mut self, zygote: Zygote, progress: &Progress, level: usize) -> Result<()> {
-        self.levels[level].zygote_mb.push(megabytes(zygote.bundle().folder())?);
+        let (all, own) = megabytes(zygote.bundle().folder())?;
+        self.levels[level].zygote_mb.push(all);
+        self.levels[level].own_mb.push(own);
         if let Some(report) = zygote.report() {
             self.levels[level].frozen_ms.push(vm::millis(report.total));
             self.carried += report.carried.to_host;
@@ -197,11 +205,12 @@ impl Tree {
             Figure::new("tree: output verified, nothing lost", "MB", vec![in_mb(self.verified)])?,
             Figure::new("tree: of it on its way at a freeze", "MB", vec![in_mb(self.carried)])?,
         ];
-        for (level, Level { ready_ms, frozen_ms, zygote_mb, monitor_mb }) in (1..).zip(self.levels) {
+        for (level, Level { ready_ms, frozen_ms, zygote_mb, own_mb, monitor_mb }) in (1..).zip(self.levels) {
             figures.extend([
                 Figure::new(format!("tree, level {level}: spawn to ready"), "ms", ready_ms)?,
                 Figure::new("… memory of a child's monitor (PSS)", "MB", monitor_mb)?,
                 Figure::new("… the zygote that it came from", "MB", zygote_mb)?,
+                Figure::new("… of that its own: the image has other names", "MB", own_mb)?,
                 Figure::new("… freezing that", "ms", frozen_ms)?,
             ]);
         }
@@ -213,13 +222,15 @@ fn monitor(sandbox: &Sandbox) -> Result<f64> {
     proportional_megabytes(sandbox.record().machine.pid.cast_unsigned())
 }
 
-/// What is allocated for the files of a folder.
-fn megabytes(folder: &Path) -> Result<f64> {
-    let mut blocks = 0;
+/// What is allocated for the files of a folder, and how much of it for those that have no other name.
+fn megabytes(folder: &Path) -> Result<(f64, f64)> {
+    let (mut all, mut own) = (0, 0);
     for file in std::fs::read_dir(folder)? {
-        blocks += file?.metadata()?.blocks();
+        let file = file?.metadata()?;
+        all += file.blocks();
+        own += if file.nlink() > 1 { 0 } else { file.blocks() };
     }
-    Ok(in_mb(512 * blocks))
+    Ok((in_mb(512 * all), in_mb(512 * own)))
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
