@@ -144,7 +144,7 @@ pub struct Run {
     /// Name; a random one without
     #[arg(long, env = "THROUGHLINE_NAME")]
     pub name: Option<String>,
-    /// Guest memory, such as 256M or 1G
+    /// Guest memory, such as 256M or 1G: from 96M to 512G
     #[arg(long, default_value = "256M", env = "THROUGHLINE_MEMORY", value_parser = mebibytes)]
     pub memory: u32,
     /// Processors of the guest, at most as many as the host has
@@ -325,7 +325,9 @@ fn mebibytes(text: &str) -> Result<u32, String> {
         "G" | "GiB" | "g" => number.checked_mul(1024),
         _ => return Err("write it like 256M or 1G".to_owned()),
     };
-    mebibytes.filter(|mebibytes| (32..=1 << 20).contains(mebibytes)).ok_or_else(|| "from 32M to 1024G".to_owned())
+    let (least, most) = (Hardware::LEAST_MEMORY_MIB, Hardware::MOST_MEMORY_MIB);
+    let possible = mebibytes.filter(|mebibytes| (least..=most).contains(mebibytes));
+    possible.ok_or_else(|| format!("from {least}M to {}G", most >> 10))
 }
 
 fn processors(text: &str) -> Result<u32, String> {

@@ -99,7 +99,7 @@ impl From<SandboxError> for Failure {
             SandboxError::Paused(_)
             | SandboxError::Hostname(_)
             | SandboxError::Secret(SecretError::Name(_) | SecretError::Long { .. } | SecretError::Many(_))
-            | SandboxError::Engine(EngineError::Processors { .. })
+            | SandboxError::Engine(EngineError::Memory { .. } | EngineError::Processors { .. })
             | SandboxError::Place(PlaceError::Name(_)) => Kind::Misuse,
             SandboxError::Place(PlaceError::Taken(_) | PlaceError::Busy { .. }) => Kind::Taken,
             SandboxError::Place(PlaceError::Missing(_)) => Kind::Missing,

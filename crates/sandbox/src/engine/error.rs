@@ -49,6 +49,16 @@ pub enum EngineError {
         /// Why no more.
         because: &'static str,
     },
+    /// A machine cannot have so much memory, or so little.
+    #[error("a machine with {asked} MiB of memory cannot be had: ask for {least} to {most}")]
+    Memory {
+        /// MiB that it was to have.
+        asked: u32,
+        /// MiB that it needs.
+        least: u32,
+        /// The most MiB that it can have.
+        most: u32,
+    },
     /// The machine ended while it was asked to do something.
     #[error("the machine ended while it was to {doing}: {exit}")]
     Ended {

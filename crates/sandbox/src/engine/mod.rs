@@ -44,9 +44,6 @@ pub(crate) use process::HIGH;
 pub(crate) use process::{end_left, high};
 pub use qemu::Qemu;
 
-/// The guest-physical address of the region, in every guest. Fixed: a frozen guest knows it.
-pub const REGION_ADDRESS: u64 = 0x1_4000_0000;
-
 /// The name of the doorbell's virtio-serial port, as the guest finds it under
 /// `/sys/class/virtio-ports/*/name`.
 pub const BELL_NAME: &str = "throughline.bell";
@@ -97,7 +94,7 @@ pub struct VmConfig {
     pub folder: PathBuf,
     /// What the machine has. A saved machine loads only with what it had.
     pub hardware: Hardware,
-    /// The region's file; the guest sees it at [`REGION_ADDRESS`]. Its length is a multiple of
+    /// The region's file; the guest sees it at [`Hardware::region_address`]. Its length is a multiple of
     /// 2 MiB and part of the machine: a saved machine loads only with a region as long.
     pub region: File,
     /// The image's root file system, open for reading: the guest's first disk. A saved machine loads only with the

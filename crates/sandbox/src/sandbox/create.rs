@@ -72,7 +72,7 @@ impl SandboxBuilder {
         self
     }
 
-    /// Guest memory in MiB; 256 without this.
+    /// Guest memory in MiB, from 96 to 524288; 256 without this.
     pub fn memory_mib(mut self, memory_mib: u32) -> Self {
         self.hardware.memory_mib = memory_mib;
         self

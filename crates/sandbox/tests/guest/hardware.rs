@@ -33,6 +33,30 @@ async fn vm_guest_has_the_processors_that_it_was_given_and_keeps_them_over_a_res
     .await;
 }
 
+/// Beyond 3 GiB the region lies elsewhere, and most of RAM beyond the first 4 GiB of addresses.
+#[tokio::test]
+async fn vm_guest_of_little_memory_and_of_much_keeps_what_is_in_it_over_restores() {
+    watched(async {
+        let folder = folder();
+        for mib in [Hardware::LEAST_MEMORY_MIB, 5000] {
+            let mut sandbox = Sandbox::builder(image().await).memory_mib(mib).create().await.unwrap();
+            let total: u32 = text(&sandbox, "awk '/MemTotal/ { print $2 }' /proc/meminfo").await.parse().unwrap();
+            assert!(total > (mib - 48) * 1000, "{total} kB of {mib} MiB");
+            let sum = text(&sandbox, "head -c 8000000 /dev/urandom >/root/kept; md5sum /root/kept").await;
+            // The second bundle is a delta of the first.
+            for time in ["once", "again"] {
+                let (bundle, _) =
+                    sandbox.snapshot_and_stop(&folder.path().join(format!("{mib}-{time}"))).await.unwrap();
+                sandbox = Sandbox::restore(bundle).start().await.unwrap();
+                assert_eq!(sandbox.record().hardware.memory_mib, mib);
+                assert_eq!(text(&sandbox, "md5sum /root/kept").await, sum, "{mib} MiB, {time}");
+            }
+            sandbox.kill().await.unwrap();
+        }
+    })
+    .await;
+}
+
 /// What the guest's network cards are called.
 const CARDS: &str = "ls /sys/class/net | tr '\\n' ' '";
 

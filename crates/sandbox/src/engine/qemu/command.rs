@@ -11,7 +11,7 @@ use command_fds::{CommandFdExt, FdMapping};
 
 use super::console::{CONSOLE, MESSAGES};
 use crate::engine::confinement::{Shared, Wanted};
-use crate::engine::{Accelerator, BELL_NAME, EngineError, Machine, Net, REGION_ADDRESS, VmConfig};
+use crate::engine::{Accelerator, BELL_NAME, EngineError, Hardware, Machine, Net, VmConfig};
 use crate::image::Image;
 use crate::sockets;
 
@@ -91,7 +91,7 @@ impl Builder {
             .map_err(|e| EngineError::io("share memory for", folder, e))?;
         builder.inherit(control, CONTROL_FD).inherit(bell, BELL_FD).inherit(console, CONSOLE_FD);
         builder.board(machine, config.hardware.cpus);
-        builder.memory(config.hardware.memory_mib, length, mapping);
+        builder.memory(config.hardware, length, mapping);
         builder.channels();
         // Last, so that all other devices have the same addresses in every machine.
         if let Some(rootfs) = &config.rootfs {
@@ -104,12 +104,19 @@ impl Builder {
     }
 
     /// Adds what a booting machine needs.
-    pub(super) fn boot(mut self, image: &Image, region: u64, net: Net, extra: &[String]) -> Result<Self, EngineError> {
-        let mut append = format!("{KERNEL_ARGUMENTS} throughline.region={REGION_ADDRESS:#x},{region}");
+    pub(super) fn boot(
+        mut self,
+        image: &Image,
+        region: u64,
+        hardware: Hardware,
+        extra: &[String],
+    ) -> Result<Self, EngineError> {
+        let address = hardware.region_address();
+        let mut append = format!("{KERNEL_ARGUMENTS} throughline.region={address:#x},{region}");
         if image.rootfs().is_some() {
             append.push_str(" throughline.root=/dev/vda");
         }
-        if net == Net::User {
+        if hardware.net == Net::User {
             append.push_str(NETWORK_ARGUMENT);
         }
         for word in extra {
@@ -170,7 +177,8 @@ impl Builder {
             .args(["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);
     }
 
-    fn memory(&mut self, mib: u32, region: u64, mapping: Mapping) {
+    fn memory(&mut self, hardware: Hardware, region: u64, mapping: Mapping) {
+        let (mib, address) = (hardware.memory_mib, hardware.region_address());
         let share = match mapping {
             Mapping::Shared => "on",
             Mapping::CopyOnWrite => "off",
@@ -181,7 +189,7 @@ impl Builder {
         let size = format!("{mib}M,slots=2,maxmem={}M", u64::from(mib) + 1024 + (region >> 20));
         self.command
             .args(["-m", &size, "-object", &ram, "-object", &shared])
-            .args(["-device", &format!("virtio-pmem-pci,memdev=region,id=pmem0,memaddr={REGION_ADDRESS:#x}")]);
+            .args(["-device", &format!("virtio-pmem-pci,memdev=region,id=pmem0,memaddr={address:#x}")]);
     }
 
     /// A disk that nobody writes. The file's lock is ours to keep: it says that the image is in use.

@@ -171,7 +171,7 @@ impl Engine for Qemu {
         let file = create_ram(&ram, config.hardware.memory_mib)?;
         let region = region_length(&config)?;
         let builder = Builder::new(binary, machine, &config, file, Mapping::Shared)?;
-        let builder = builder.boot(image, region, config.hardware.net, &kernel_arguments)?;
+        let builder = builder.boot(image, region, config.hardware, &kernel_arguments)?;
         let start = Start { config, ram: RamRecord::Shared(ram), machine: machine.clone() };
         Ok(Box::new(self.start(builder, start).await?))
     }
