@@ -79,8 +79,9 @@ impl CliError {
     /// What to do about it, where that is known and the message does not say it.
     pub fn hint(&self) -> Option<&'static str> {
         match self.kind() {
-            "missing" => Some("`throughline ls` lists the sandboxes, `throughline ps NAME` the commands of one"),
-            "taken" => Some("`throughline rm NAME` frees the name of a sandbox that has ended"),
+            "missing" => Some(
+                "`throughline ls` lists the sandboxes, `throughline ps NAME` the commands of one, `throughline pool ls` the pools",
+            ),
             "ended" => Some("`throughline logs NAME` shows its console, `throughline rm NAME` removes it"),
             _ => None,
         }

@@ -32,7 +32,10 @@ impl Folder {
     /// The folder of a new pool. What a dead keeper left under the name is removed.
     pub(super) async fn claim(name: &str) -> Result<Self, ShimError> {
         let folder = Self::at(path(name)?).await.map_err(ShimError::io("create and lock the pool's folder"))?;
-        let taken = || Failure { kind: Kind::Taken, message: format!("a pool named {name:?} exists already") };
+        let taken = || Failure {
+            kind: Kind::Taken,
+            message: format!("a pool named {name:?} exists already; choose another name, or remove it"),
+        };
         Ok(folder.ok_or_else(taken)?)
     }
 

@@ -199,7 +199,7 @@ impl Shared {
 
 fn opened(info: &ChannelInfo) -> Result<Opened, Failure> {
     if info.held {
-        let message = "another client follows this command; one at a time can".to_owned();
+        let message = "another client follows this command, and one at a time can: end that one first".to_owned();
         return Err(Failure { kind: Kind::Taken, message });
     }
     Ok(Opened {
