@@ -223,7 +223,11 @@ impl<T: Send + 'static, E: std::fmt::Display + Send + 'static> Keeper<T, E> {
         if last.is_some_and(|last| last.elapsed() >= FORGOTTEN) {
             self.pause = PAUSE;
         }
-        self.rest = self.rest.max(Some(Instant::now() + self.pause));
+        // One that is under way is not made longer: while one after the other ends, nothing would ever be made.
+        let now = Instant::now();
+        if self.rest.is_none_or(|rest| rest <= now + GRACE) {
+            self.rest = Some(now + self.pause);
+        }
         // What fails together counts as one.
         if !std::mem::replace(&mut self.round, true) {
             self.pause = (2 * self.pause).min(LONGEST);
@@ -322,6 +326,21 @@ mod tests {
         end.notify_one();
         failures.wait_for(|failures| failures.count == 2).await.unwrap();
         assert_eq!(tries.lock().unwrap()[12..], [484, 486]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn those_that_end_one_after_another_do_not_keep_others_from_being_made() {
+        let (began, tries) = (Instant::now(), Arc::new(std::sync::Mutex::new(Vec::new())));
+        let noted = tries.clone();
+        let make = move || {
+            noted.lock().unwrap().push(began.elapsed().as_secs());
+            ready(Err("there is no room"))
+        };
+        let lives = (0..8).map(|number| Duration::from_secs(65 + 10 * number)).collect();
+        let stock = Stock::new(9, lives, make, |life: &Duration| tokio::time::sleep(*life));
+        tokio::time::sleep(Duration::from_secs(130)).await;
+        assert_eq!(stock.waiting(), 1);
+        assert_eq!(tries.lock().unwrap()[..8], [0, 1, 3, 7, 15, 31, 63, 123]);
     }
 
     #[tokio::test]

@@ -82,6 +82,16 @@ impl ShimError {
         matches!(self, Self::Silent(_) | Self::Start { .. } | Self::Died(_) | Self::KeeperEnded(_))
     }
 
+    /// The same once more, for another one who asks about this sandbox.
+    pub(crate) fn again(&self, name: &str) -> Self {
+        match self {
+            Self::Sandbox(SandboxError::Ended(exit)) => SandboxError::Ended(exit.clone()).into(),
+            Self::Failure(failure) => failure.clone().into(),
+            Self::Unreachable { name, why } => Self::Unreachable { name: name.clone(), why: why.clone() },
+            other => Self::Unreachable { name: name.to_owned(), why: other.to_string() },
+        }
+    }
+
     pub(crate) fn io(doing: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Io { doing, source }
     }

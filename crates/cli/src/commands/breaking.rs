@@ -61,14 +61,14 @@ impl Breaking {
         let outcome = async {
             match making.await {
                 Ok(made) => take_back(made).await,
-                Err(error) => Err(error.into()),
+                Err(error) => match CliError::from(error) {
+                    // There is nothing.
+                    CliError::Shim(error) if !error.is_unknown() => Ok(()),
+                    error => Err(error),
+                },
             }
         };
-        match self.take_back(broken_off, outcome).await {
-            // There is nothing.
-            Err(CliError::Shim(error)) if !error.is_unknown() => Ok(Err(broken_off)),
-            taken => taken.map(Err),
-        }
+        self.take_back(broken_off, outcome).await.map(Err)
     }
 
     /// Takes back what was begun, unless the user insists.

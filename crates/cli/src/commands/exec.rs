@@ -8,11 +8,11 @@ use throughline_shim::api::RolledBack;
 use throughline_shim::client::Remote;
 use throughline_wire::exec::Exit;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Stderr, Stdin, Stdout};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::timeout;
 
 use super::connect;
 use super::deadline::{Deadline, TIMED_OUT};
+use super::signals::{HANG_UP, Signals, TERMINATE, exit_code};
 use crate::OWN_FAILURE;
 use crate::arguments::How;
 use crate::error::CliError;
@@ -21,9 +21,7 @@ use crate::terminal::{Raw, size};
 
 /// How long a command may take to end, once it was told to: a guest that stands still does not answer.
 const GRACE: Duration = Duration::from_secs(5);
-const HANG_UP: i32 = 1;
 const KILL: i32 = 9;
-const TERMINATE: i32 = 15;
 
 /// What became of a command.
 pub enum Ran {
@@ -36,8 +34,20 @@ pub enum Ran {
 /// `exec`
 pub async fn exec(name: &str, how: &How, command: &[String], json: bool) -> Result<u8, CliError> {
     let deadline = Deadline::after(how.timeout);
-    let remote = deadline.within(connect(name)).await.transpose()?;
-    match begin(remote.as_ref(), how, command, deadline).await?.follow(how, deadline).await? {
+    let mut signals = Signals::listen()?;
+    let beginning = async {
+        let remote = deadline.within(connect(name)).await.transpose()?;
+        begin(remote.as_ref(), how, command, deadline).await
+    };
+    let begun = tokio::select! {
+        begun = Box::pin(beginning) => begun?,
+        // Dropped, it is not begun later either.
+        number = signals.ending() => {
+            eprintln!("throughline: broken off before the command was started");
+            return Ok(exit_code(number));
+        }
+    };
+    match begun.follow(how, deadline).await? {
         Ran::Ended(code) => Ok(code),
         Ran::Detached(id) if json => {
             output::json(&serde_json::json!({ "name": name, "id": id }));
@@ -142,7 +152,7 @@ impl Followed<'_> {
     /// Goes on with it after its machine died and came back.
     async fn come_back(&self, error: CliError, input: &mut Input) -> Result<u8, CliError> {
         let reset = throughline_sandbox::SandboxError::Channel(throughline::Error::Reset);
-        if error.to_string() != CliError::from(reset).to_string() {
+        if error.kind() != "rolled-back" && error.to_string() != CliError::from(reset).to_string() {
             return Err(error);
         }
         let Some(RolledBack { received, sent, gone }) = self.remote.rolled_back(self.id).await? else {
@@ -166,7 +176,11 @@ impl Followed<'_> {
             number = signals.ending() => return Ok(self.left("broken off", exit_code(number))),
         };
         let Some(reached) = reached else { return Ok(self.left("the time is up", TIMED_OUT)) };
-        let (child, printer, tty) = reached?;
+        let (child, printer, tty) = match reached {
+            Ok(reached) => reached,
+            // It may have died once more.
+            Err(error) => return self.come_back(error, input).await,
+        };
         let Some(tty) = tty else { return printer.code() };
         match follow(child, printer, input, tty, self.deadline).await {
             Ok(code) => Ok(code),
@@ -183,11 +197,6 @@ impl Followed<'_> {
         );
         code
     }
-}
-
-/// What a shell returns of a program that was ended by a signal.
-fn exit_code(signal: i32) -> u8 {
-    u8::try_from(128 + signal).unwrap_or(OWN_FAILURE)
 }
 
 /// Attaches to a command, and gives its terminal the size of this one: whether it has one, unless it has ended.
@@ -334,46 +343,4 @@ impl Printer {
 async fn write(to: &mut (impl AsyncWriteExt + Unpin), bytes: &[u8]) -> std::io::Result<()> {
     to.write_all(bytes).await?;
     to.flush().await
-}
-
-/// Signals to hand on.
-struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-    hang_up: Signal,
-    quit: Signal,
-    resized: Signal,
-}
-
-impl Signals {
-    fn listen() -> Result<Self, CliError> {
-        let on = |kind| signal(kind).map_err(CliError::io("listen for signals"));
-        Ok(Self {
-            interrupt: on(SignalKind::interrupt())?,
-            terminate: on(SignalKind::terminate())?,
-            hang_up: on(SignalKind::hangup())?,
-            quit: on(SignalKind::quit())?,
-            resized: on(SignalKind::window_change())?,
-        })
-    }
-
-    /// The number of the next one that is to end something.
-    async fn ending(&mut self) -> i32 {
-        loop {
-            if let Some(number) = self.next().await {
-                return number;
-            }
-        }
-    }
-
-    /// The next one's number; `None` for another size of the terminal.
-    async fn next(&mut self) -> Option<i32> {
-        tokio::select! {
-            _ = self.interrupt.recv() => Some(2),
-            _ = self.terminate.recv() => Some(TERMINATE),
-            _ = self.hang_up.recv() => Some(HANG_UP),
-            _ = self.quit.recv() => Some(3),
-            _ = self.resized.recv() => None,
-        }
-    }
 }

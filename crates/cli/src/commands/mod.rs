@@ -12,6 +12,7 @@ mod list;
 mod logs;
 mod pool;
 mod remove;
+mod signals;
 mod snapshot;
 
 use std::path::PathBuf;
@@ -125,10 +126,13 @@ async fn create(run: Run, json: bool) -> Result<u8, CliError> {
 async fn end(name: &str, remote: Option<Remote>, json: bool) -> Result<Result<(), BrokenOff>, CliError> {
     let mut breaking = Breaking::listen(json)?;
     let ending = async {
-        match remote {
-            Some(remote) => remote.kill().await.map(drop).map_err(CliError::from),
-            None => Box::pin(remove::remove(name, true)).await,
+        if let Some(remote) = remote
+            && remote.kill().await.is_ok()
+        {
+            return Ok(());
         }
+        // There was no way to it, or there is none any more: it may be there all the same.
+        Box::pin(remove::remove(name, true)).await
     };
     tokio::select! {
         biased;

@@ -125,3 +125,21 @@ fn vm_a_client_that_dies_before_it_uses_what_was_opened_for_it_leaves_no_command
     drop(client);
     until(|| commands() == 0);
 }
+
+#[test]
+fn vm_a_client_with_too_many_calls_under_way_is_told_so_and_the_others_are_answered() {
+    let name = Name::new("many-calls");
+    printed(["run", "--name", &name.0, "--memory", "128M"]);
+    let mut client = UnixStream::connect(places(&name.0)[1].join(SOCKET)).unwrap();
+    let mut answers = BufReader::new(client.try_clone().unwrap()).lines().map(Result::unwrap);
+    let waits = std::iter::repeat_n(Call::Wait, 1025);
+    for (number, call) in std::iter::once(Call::Hello { api: VERSION }).chain(waits).enumerate() {
+        let number = number as u64;
+        writeln!(client, "{}", serde_json::to_string(&Request { number, call }).unwrap()).unwrap();
+    }
+    assert!(answers.next().unwrap().contains("release"));
+    let refused = answers.next().unwrap();
+    assert!(refused.contains("[1025,") && refused.contains("wait for some of them"), "{refused}");
+    printed(["kill", &name.0]);
+    assert_eq!(answers.filter(|answer| answer.contains("exited")).count(), 1024);
+}

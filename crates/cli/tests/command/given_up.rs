@@ -8,8 +8,9 @@ use tokio::time::timeout;
 use crate::dying::{Steps, kill_shim};
 use crate::support::{Name, printed, program, text, throughline, throughline_with, until, watched};
 
-/// How often is given up.
+/// How often is given up, and how often waiting is: more calls than a shim carries out for one client.
 const TIMES: u64 = 100;
+const WAITS: u64 = 1100;
 
 fn created(test: &str) -> Name {
     let name = Name::new(test);
@@ -19,19 +20,25 @@ fn created(test: &str) -> Name {
 
 #[tokio::test]
 async fn vm_a_client_that_gives_up_waiting_again_and_again_is_still_answered() {
-    let name = created("given-up-waits");
+    let name = Name::new("given-up-waits");
+    printed(["run", "--memory", "128M", "--rm", "--name", &name.0]);
     watched(async {
         let remote = Remote::connect(&name.0, program()).await.unwrap();
-        for _ in 0..TIMES {
-            timeout(Duration::from_millis(2), remote.wait()).await.unwrap_err();
+        for _ in 0..WAITS {
+            timeout(Duration::from_millis(1), remote.wait()).await.unwrap_err();
         }
         assert_eq!(remote.record().await.unwrap().name, name.0);
-        // The one that does not give up is told, and so are others.
+        // One that nobody looks after is in nobody's way.
+        let mut idle = std::pin::pin!(remote.wait());
+        timeout(Duration::from_millis(1), &mut idle).await.unwrap_err();
+        // The one that does not give up is told, and so are others, though the sandbox vanishes with its machine.
         let waiting = [remote.clone(), remote.clone()].map(|remote| tokio::spawn(async move { remote.wait().await }));
         let exit = remote.kill().await.unwrap();
         for waiting in waiting {
             assert_eq!(waiting.await.unwrap().unwrap().reason, exit.reason);
         }
+        assert_eq!(idle.await.unwrap().reason, exit.reason);
+        assert_eq!(remote.wait().await.unwrap().reason, exit.reason);
     })
     .await;
 }

@@ -3,6 +3,8 @@
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use crate::dying::{checkpoints, kill_machine, kill_shim, shim, state};
 use crate::support::{Name, command, json, printed, text, throughline, throughline_with, until};
 
@@ -12,10 +14,12 @@ const SCRIPT: &str = "touch /root/begun; echo begun; while [ ! -e /root/go ]; do
 /// Once a guest goes on, nothing is left of the commands that were told to end: none runs on, or is begun late.
 fn nothing_is_left(name: &Name) {
     until(|| json(["--json", "ps", &name.0]) == serde_json::json!([]));
-    // Whatever still waited for it would end now.
-    printed(["exec", &name.0, "--", "touch", "/root/go"]);
     let running = "grep -l 'u[s]leep' /proc/[0-9]*/cmdline 2>/dev/null || :";
-    until(|| printed(["exec", &name.0, "--", "sh", "-c", running]).is_empty());
+    let ended = || printed(["exec", &name.0, "--", "sh", "-c", running]).is_empty();
+    until(ended);
+    // Whatever was begun after that, and waits for it, would make its mark now.
+    printed(["exec", &name.0, "--", "touch", "/root/go"]);
+    until(ended);
 }
 
 fn marks(name: &Name) -> String {
@@ -68,16 +72,38 @@ fn vm_exec_whose_time_is_up_while_the_guest_is_paused_ends_and_so_does_its_comma
     assert_eq!(marks(&name), "begun\ngo\n");
 }
 
+#[test]
+fn vm_exec_that_is_broken_off_before_a_paused_guest_answers_ends_and_its_command_is_never_begun() {
+    let name = Name::new("broken-off-paused");
+    printed(["run", "--memory", "128M", "--name", &name.0]);
+    printed(["pause", &name.0]);
+    for (number, signal) in [Signal::INT, Signal::TERM, Signal::HUP].into_iter().enumerate() {
+        let mut exec = Command::new(command());
+        let mark = format!("/root/{number}");
+        let exec = exec.args(["exec", &name.0, "--", "touch", &mark]).stderr(Stdio::piped()).spawn().unwrap();
+        let asked = format!("touch {mark}");
+        let is_it = |entry: &serde_json::Value| entry["label"] == asked.as_str() && entry["attached"] == true;
+        until(|| json(["--json", "ps", &name.0]).as_array().unwrap().iter().any(is_it));
+        kill_process(Pid::from_child(&exec), signal).unwrap();
+        let ended = exec.wait_with_output().unwrap();
+        assert_eq!(ended.status.code(), Some(128 + signal.as_raw()));
+        assert!(text(&ended.stderr).contains("before the command was started"), "{}", text(&ended.stderr));
+    }
+    printed(["resume", &name.0]);
+    nothing_is_left(&name);
+    assert_eq!(marks(&name), "go\n");
+}
+
 /// The shim is stopped: nobody greets.
 #[test]
 fn vm_exec_whose_time_is_up_before_the_shim_answers_ends() {
     let name = Name::new("timeout-shim");
     printed(["run", "--memory", "128M", "--name", &name.0]);
-    let shim = rustix::process::Pid::from_raw(shim(&name)).unwrap();
-    rustix::process::kill_process(shim, rustix::process::Signal::STOP).unwrap();
+    let shim = Pid::from_raw(shim(&name)).unwrap();
+    kill_process(shim, Signal::STOP).unwrap();
     until(|| state(shim.as_raw_pid()) == Some('T'));
     let ended = throughline(["exec", "--timeout", "300ms", &name.0, "--", "touch", "/root/begun"]);
-    rustix::process::kill_process(shim, rustix::process::Signal::CONT).unwrap();
+    kill_process(shim, Signal::CONT).unwrap();
     assert_eq!(ended.status.code(), Some(124), "{}", text(&ended.stderr));
     assert_eq!(printed(["exec", &name.0, "--", "ls", "/root"]), "");
 }
@@ -88,7 +114,7 @@ fn vm_exec_that_is_ended_while_its_guest_comes_back_paused_ends_and_so_does_its_
     let name = Name::new("timeout-back");
     printed(["run", "--memory", "128M", "--name", &name.0, "--checkpoint", "1h"]);
     until(|| !checkpoints(&name)["last"].is_null());
-    let mut execs = ["20s", "1h"].map(|time| {
+    let mut execs = ["40s", "1h"].map(|time| {
         let mut exec = Command::new(command());
         let exec = exec.args(["exec", "--timeout", time, &name.0, "--", "sh", "-c", SCRIPT]).stdin(Stdio::null());
         let mut exec = exec.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -110,8 +136,8 @@ fn vm_exec_that_is_ended_while_its_guest_comes_back_paused_ends_and_so_does_its_
     // Before, nobody knows that it is wanted no longer: it is told that it may go on.
     let followed = |command: &&serde_json::Value| command["attached"] == true;
     until(|| json(["--json", "ps", &name.0]).as_array().unwrap().iter().filter(followed).count() == 2);
-    let pid = rustix::process::Pid::from_child(&execs[1]);
-    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    let pid = Pid::from_child(&execs[1]);
+    kill_process(pid, Signal::INT).unwrap();
     for ((mut exec, mut said), (code, why)) in
         execs.into_iter().zip(said).zip([(124, "the time is up"), (130, "broken off")]).rev()
     {

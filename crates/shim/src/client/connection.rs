@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use throughline_sandbox::SandboxError;
 use tokio::sync::{Mutex as AsyncMutex, mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
@@ -143,11 +142,18 @@ impl Connection {
         self.shared.ended().await
     }
 
-    /// Sends a call, now or to the next shim.
-    pub(super) async fn ask(&self, call: Call) -> Asked {
-        let (answer, received) = oneshot::channel();
-        self.shared.clone().ask(call, answer).await;
-        Asked { shared: self.shared.clone(), received }
+    /// Sends a call, now or to the next shim: its answer. Who drops it gives up.
+    pub(super) fn ask(&self, call: Call) -> impl Future<Output = Result<Answer, ShimError>> + Send + use<> {
+        let shared = self.shared.clone();
+        async move {
+            let (answer, received) = oneshot::channel();
+            shared.clone().ask(call, answer).await;
+            tokio::select! {
+                biased;
+                answer = received => answer.unwrap_or_else(|_| Err(ShimError::Died(shared.name.clone()))),
+                error = shared.ended() => Err(error),
+            }
+        }
     }
 
     /// Has two channels paired, now and by every successor, until they end.
@@ -158,28 +164,11 @@ impl Connection {
             known.remove(&id);
         });
         self.shared.pairs().insert(id.clone(), pair.clone());
-        let paired = self.ask(Call::Pair(pair)).await.answer().await;
+        let paired = self.ask(Call::Pair(pair)).await;
         if paired.is_err() {
             self.shared.pairs().remove(&id);
         }
         paired.map(|_| ())
-    }
-}
-
-/// A call that was asked. Who drops it gives up.
-pub(super) struct Asked {
-    shared: Arc<Shared>,
-    received: oneshot::Receiver<Result<Answer, ShimError>>,
-}
-
-impl Asked {
-    /// The answer, of which there is one. Cancel-safe.
-    pub(super) async fn answer(&mut self) -> Result<Answer, ShimError> {
-        tokio::select! {
-            biased;
-            answer = &mut self.received => answer.unwrap_or_else(|_| Err(ShimError::Died(self.shared.name.clone()))),
-            error = self.shared.ended() => Err(error),
-        }
     }
 }
 
@@ -199,15 +188,7 @@ impl Shared {
     async fn ended(&self) -> ShimError {
         let mut ended = self.ended.subscribe();
         let why = ended.wait_for(Option::is_some).await.ok().and_then(|why| why.clone());
-        why.map_or_else(|| self.unreachable("the connection is gone".to_owned()), |why| self.told(&why))
-    }
-
-    /// The reason once more, for another one who asks.
-    fn told(&self, why: &ShimError) -> ShimError {
-        match why {
-            ShimError::Sandbox(SandboxError::Ended(exit)) => SandboxError::Ended(exit.clone()).into(),
-            other => self.unreachable(other.to_string()),
-        }
+        why.map_or_else(|| self.unreachable("the connection is gone".to_owned()), |why| why.again(&self.name))
     }
 
     /// Sends a call, or leaves it to be sent to the successor. In a task of its own: a line that was begun is ended, also
@@ -234,10 +215,11 @@ impl Shared {
         let _ = sending.await;
     }
 
-    /// Sends a line. One that is too long fails for whoever asked, and is not repeated.
+    /// Sends a line. One that is too long, or cannot be written (a path may be no text), fails for whoever asked, and is not
+    /// repeated.
     async fn send(&self, outgoing: &Outgoing, request: &Request) -> io::Result<()> {
         let Err(error) = outgoing.send(request).await else { return Ok(()) };
-        if error.kind() != io::ErrorKind::ArgumentListTooLong {
+        if !matches!(error.kind(), io::ErrorKind::ArgumentListTooLong | io::ErrorKind::InvalidData) {
             return Err(error);
         }
         let asked = self.waiting().remove(&request.number).and_then(|waiting| waiting.answer);

@@ -3,6 +3,7 @@
 mod connection;
 mod memory;
 mod reach;
+mod wait;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,10 +18,11 @@ use tokio::sync::oneshot;
 use crate::ShimError;
 use crate::api::{Answer, Call, ChannelEntry, CommandInfo, Open, Opened, PORT, Pair, RolledBack, Snapped};
 use crate::start::Program;
-use connection::{Asked, Connection};
+use connection::Connection;
 use memory::Memory;
 
 pub use connection::Event;
+use wait::Wait;
 
 /// Longest label that is sent, in bytes. A channel keeps less of it.
 const MOST_LABEL: usize = 256;
@@ -36,8 +38,7 @@ struct Inner {
     name: String,
     memory: Arc<Memory>,
     connection: Connection,
-    /// Somebody waited for the machine's end, and may have given up.
-    wait: tokio::sync::Mutex<Option<Asked>>,
+    wait: Wait,
 }
 
 impl Remote {
@@ -48,7 +49,7 @@ impl Remote {
     pub async fn connect(name: &str, program: Program) -> Result<Self, ShimError> {
         let memory = Arc::new(Memory::create()?);
         let connection = Connection::open(name.to_owned(), program, memory.clone()).await?;
-        Ok(Self(Arc::new(Inner { name: name.to_owned(), memory, connection, wait: tokio::sync::Mutex::default() })))
+        Ok(Self(Arc::new(Inner { name: name.to_owned(), memory, connection, wait: Wait::default() })))
     }
 
     /// The sandbox's name.
@@ -145,15 +146,7 @@ impl Remote {
 
     /// Waits until the machine has ended. Cancel-safe.
     pub async fn wait(&self) -> Result<Exit, ShimError> {
-        // Who gives up leaves the question to the next one: a shim answers so many at a time.
-        let mut wait = self.0.wait.lock().await;
-        let asked = match &mut *wait {
-            Some(asked) => asked,
-            none => none.insert(self.0.connection.ask(Call::Wait).await),
-        };
-        let answer = asked.answer().await;
-        *wait = None;
-        self.exit(answer)
+        self.exit(self.0.wait.answer(&self.0.connection, &self.0.name).await)
     }
 
     /// Ends the machine.
@@ -179,7 +172,7 @@ impl Remote {
     }
 
     async fn call(&self, call: Call) -> Result<Answer, ShimError> {
-        self.0.connection.ask(call).await.answer().await
+        self.0.connection.ask(call).await
     }
 
     fn nonsense(&self) -> ShimError {
@@ -212,6 +205,19 @@ impl Remote {
     }
 }
 
+/// A channel that somebody waits for. Dropped, it is reset: nobody has said anything on it.
+struct Wanted(Option<throughline::Channel>);
+
+impl Drop for Wanted {
+    fn drop(&mut self) {
+        match self.0.take() {
+            Some(throughline::Channel::Stream(stream)) => stream.abort(),
+            Some(throughline::Channel::Messages(messages)) => messages.abort(),
+            None => {}
+        }
+    }
+}
+
 /// The way to a guest through its shim.
 pub struct Way {
     remote: Remote,
@@ -239,13 +245,11 @@ impl Way {
                 let opened = remote.opened(open).await?;
                 remote.paired(paired, opened, keep).await
             };
-            match give.send(opening.await) {
-                Err(Ok(throughline::Channel::Stream(stream))) => stream.abort(),
-                Err(Ok(throughline::Channel::Messages(messages))) => messages.abort(),
-                _ => {}
-            }
+            // Nobody may be interested any more.
+            let _ = give.send(opening.await.map(|channel| Wanted(Some(channel))));
         });
-        let channel = given.await.map_err(|_| self.remote.nonsense())??;
+        let mut wanted = given.await.map_err(|_| self.remote.nonsense())??;
+        let channel = wanted.0.take().ok_or_else(|| self.remote.nonsense())?;
         *self.id.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = id;
         Ok(channel)
     }

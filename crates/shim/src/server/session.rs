@@ -83,6 +83,8 @@ async fn until(end: &mut watch::Receiver<Option<End>>) {
 
 impl Session {
     async fn take(&mut self, line: Value, descriptors: Vec<std::os::fd::OwnedFd>) {
+        // Those that were answered do not count.
+        while self.calls.try_join_next().is_some() {}
         let number = line.get("number").and_then(Value::as_u64).unwrap_or(0);
         let Request { call, .. } = match serde_json::from_value(line) {
             Ok(request) => request,
@@ -135,7 +137,7 @@ impl Session {
                 });
             }
             Call::Pair(pair) => {
-                of(&self.opened).remove(&pair.id);
+                let is_new = of(&self.opened).remove(&pair.id);
                 let (link, over) = (self.link.clone(), self.over.subscribe());
                 self.pairs.spawn(async move {
                     let Some(link) = link else {
@@ -150,6 +152,8 @@ impl Session {
                         return link.abort(&pair).await;
                     }
                     match shared.pair(&link, &pair).await {
+                        // Its client has gone before it could say anything: nobody else knows of it.
+                        Ok(relay) if is_new && outgoing.has_gone() => relay.abort(),
                         Ok(relay) => {
                             reply(&outgoing, number, Ok(Answer::Done)).await;
                             carry(relay, pair, outgoing, over).await;
