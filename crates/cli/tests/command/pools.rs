@@ -27,9 +27,9 @@ pub fn filled(pool: &str, count: u64) {
     until(|| standing(pool).is_some_and(|row| row["waiting"] == count));
 }
 
-/// The children of a process.
+/// The children of a process; one that is gone has none.
 pub fn children(pid: u64) -> Vec<u64> {
-    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let lists = tasks.map(|task| std::fs::read_to_string(task.path().join("children")).unwrap_or_default());
     lists.flat_map(|list| list.split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<_>>()).collect()
 }

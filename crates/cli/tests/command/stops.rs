@@ -162,6 +162,8 @@ fn vm_pool_take_waits_for_processes_that_are_stopped_for_five_seconds() {
     let of = |pid: u64| children(pid).into_iter().map(|pid| i32::try_from(pid).unwrap()).collect::<Vec<_>>();
     for who in ["keeper", "shims", "machines"] {
         filled(&pool.0, 2);
+        // The shim of the one taken before ends a moment after its removal.
+        until(|| children(keeper).len() == 2);
         let name = Name::new(&format!("stopped-{who}"));
         let stopped = match who {
             "keeper" => vec![i32::try_from(keeper).unwrap()],
