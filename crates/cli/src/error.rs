@@ -82,7 +82,9 @@ impl CliError {
             "missing" => Some(
                 "`throughline ls` lists the sandboxes, `throughline ps NAME` the commands of one, `throughline pool ls` the pools",
             ),
-            "ended" => Some("`throughline logs NAME` shows its console, `throughline rm NAME` removes it"),
+            "ended" => Some(
+                "`throughline logs NAME` shows its console, `throughline rm NAME` removes it, unless it went with its machine (`--rm`)",
+            ),
             _ => None,
         }
     }

@@ -295,4 +295,7 @@ pub enum Reply {
     Unpaired(String, usize, u32),
     /// The pair of this id cannot go on: the machine died, and its timeline with it.
     RolledBack(String, RolledBack),
+    /// The machine has ended, and nothing of the sandbox need be left to learn it from. The connection ends once there is
+    /// no more to read.
+    Ended(Exit),
 }

@@ -1,15 +1,13 @@
-//! Who breaks a command off (SIGINT, SIGTERM) leaves nothing of what it had begun.
+//! Who breaks a command off (SIGINT, SIGTERM, SIGHUP, SIGQUIT) leaves nothing of what it had begun.
 
 use std::pin::pin;
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
-
+use super::signals::{Signals, exit_code};
 use crate::error::CliError;
 
 /// Told when the user breaks off.
 pub struct Breaking {
-    interrupt: Signal,
-    terminate: Signal,
+    signals: Signals,
     json: bool,
 }
 
@@ -20,13 +18,12 @@ pub struct BrokenOff(pub u8);
 impl Breaking {
     /// From here on the signals end nothing by themselves.
     pub fn listen(json: bool) -> Result<Self, CliError> {
-        let on = |kind| signal(kind).map_err(CliError::io("listen for signals"));
-        Ok(Self { interrupt: on(SignalKind::interrupt())?, terminate: on(SignalKind::terminate())?, json })
+        Ok(Self { signals: Signals::listen()?, json })
     }
 
     /// Waits for the next signal. Cancel-safe.
     pub async fn next(&mut self) -> BrokenOff {
-        BrokenOff(128 + tokio::select! { _ = self.interrupt.recv() => 2, _ = self.terminate.recv() => 15 })
+        BrokenOff(exit_code(self.signals.ending().await))
     }
 
     /// Does something, unless the user breaks off first: then it is dropped.

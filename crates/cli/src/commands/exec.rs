@@ -34,7 +34,7 @@ pub enum Ran {
 /// `exec`
 pub async fn exec(name: &str, how: &How, command: &[String], json: bool) -> Result<u8, CliError> {
     let deadline = Deadline::after(how.timeout);
-    let mut signals = Signals::listen()?;
+    let mut input = Input::listen(how.interactive)?;
     let beginning = async {
         let remote = deadline.within(connect(name)).await.transpose()?;
         begin(remote.as_ref(), how, command, deadline).await
@@ -42,12 +42,12 @@ pub async fn exec(name: &str, how: &How, command: &[String], json: bool) -> Resu
     let begun = tokio::select! {
         begun = Box::pin(beginning) => begun?,
         // Dropped, it is not begun later either.
-        number = signals.ending() => {
+        number = input.signals.ending() => {
             eprintln!("throughline: broken off before the command was started");
             return Ok(exit_code(number));
         }
     };
-    match begun.follow(how, deadline).await? {
+    match begun.follow(how, input, deadline).await? {
         Ran::Ended(code) => Ok(code),
         Ran::Detached(id) if json => {
             output::json(&serde_json::json!({ "name": name, "id": id }));
@@ -70,12 +70,11 @@ pub enum Begun {
 
 impl Begun {
     /// Follows it to its end, until then at most.
-    pub async fn follow(self, how: &How, deadline: Deadline) -> Result<Ran, CliError> {
+    pub async fn follow(self, how: &How, mut input: Input, deadline: Deadline) -> Result<Ran, CliError> {
         let (remote, child, id) = match self {
             Self::Ran(ran) => return Ok(ran),
             Self::Runs(remote, child, id) => (remote, child, id),
         };
-        let mut input = Input::new(how.interactive);
         match follow(*child, Printer::new(), &mut input, how.tty, deadline).await {
             Ok(code) => Ok(Ran::Ended(code)),
             Err(error) => {
@@ -136,7 +135,7 @@ fn not_ended() -> u8 {
 
 /// Goes on with a command.
 pub async fn attach(remote: &Remote, id: &str) -> Result<u8, CliError> {
-    Followed { remote, id, keep: true, deadline: Deadline::NONE }.go_on(&mut Input::new(true)).await
+    Followed { remote, id, keep: true, deadline: Deadline::NONE }.go_on(&mut Input::listen(true)?).await
 }
 
 /// A command that is followed, from whichever timeline.
@@ -169,11 +168,10 @@ impl Followed<'_> {
 
     /// Goes on with it.
     async fn go_on(&self, input: &mut Input) -> Result<u8, CliError> {
-        let mut signals = Signals::listen()?;
         let reaching = self.deadline.with(GRACE).within(reach(self.remote, self.id, self.keep));
         let reached = tokio::select! {
             reached = reaching => reached,
-            number = signals.ending() => return Ok(self.left("broken off", exit_code(number))),
+            number = input.signals.ending() => return Ok(self.left("broken off", exit_code(number))),
         };
         let Some(reached) = reached else { return Ok(self.left("the time is up", TIMED_OUT)) };
         let (child, printer, tty) = match reached {
@@ -253,8 +251,7 @@ async fn hand_on(
     input: &mut Input,
     tty: bool,
 ) -> Result<u8, CliError> {
-    let mut signals = Signals::listen()?;
-    let Input { stdin, pending, is_wanted, has_ended } = input;
+    let Input { stdin, pending, is_wanted, has_ended, signals } = input;
     let mut buffer = vec![0; 16 << 10];
     let mut takes = *is_wanted;
     if *has_ended {
@@ -287,17 +284,21 @@ async fn hand_on(
     }
 }
 
-/// The standard input. What was read of it, and given to nobody yet, is for the machine that comes back.
-struct Input {
+/// The standard input, and signals. What was read of the input, and given to nobody yet, is for the machine that comes
+/// back; a signal that nobody has looked at yet is for whatever is done next.
+pub struct Input {
     stdin: Stdin,
     pending: Vec<u8>,
     is_wanted: bool,
     has_ended: bool,
+    signals: Signals,
 }
 
 impl Input {
-    fn new(is_wanted: bool) -> Self {
-        Self { stdin: tokio::io::stdin(), pending: Vec::new(), is_wanted, has_ended: false }
+    /// From now on.
+    pub fn listen(is_wanted: bool) -> Result<Self, CliError> {
+        let signals = Signals::listen()?;
+        Ok(Self { stdin: tokio::io::stdin(), pending: Vec::new(), is_wanted, has_ended: false, signals })
     }
 }
 

@@ -97,6 +97,7 @@ async fn create(run: Run, json: bool) -> Result<u8, CliError> {
         return Ok(0);
     }
     let deadline = Deadline::after(how.timeout);
+    let input = exec::Input::listen(how.interactive)?;
     let mut remote = None;
     let beginning = async {
         remote = deadline.within(connect(&name)).await.transpose()?;
@@ -110,7 +111,7 @@ async fn create(run: Run, json: bool) -> Result<u8, CliError> {
         }
     };
     let ran = match begun {
-        Ok(begun) => begun.follow(&how, deadline).await,
+        Ok(begun) => begun.follow(&how, input, deadline).await,
         Err(error) => Err(error),
     };
     if let Ok(exec::Ran::Detached(id)) = &ran {

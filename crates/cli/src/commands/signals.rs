@@ -1,10 +1,15 @@
 //! Signals that a client is sent, and hands on or ends with.
 
+use std::future::poll_fn;
+use std::task::Poll;
+
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::OWN_FAILURE;
 use crate::error::CliError;
 
+const INTERRUPT: i32 = 2;
+const QUIT: i32 = 3;
 pub const HANG_UP: i32 = 1;
 pub const TERMINATE: i32 = 15;
 
@@ -13,29 +18,25 @@ pub fn exit_code(signal: i32) -> u8 {
     u8::try_from(128 + signal).unwrap_or(OWN_FAILURE)
 }
 
-/// Signals to hand on.
+/// Signals that end something, or are handed on, and changes of the terminal's size.
 pub struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-    hang_up: Signal,
-    quit: Signal,
+    ending: Vec<(i32, Signal)>,
     resized: Signal,
 }
 
 impl Signals {
-    /// From now on.
+    /// From now on. What is ignored stays so: whoever started this program wants that (`nohup`).
     pub fn listen() -> Result<Self, CliError> {
         let on = |kind| signal(kind).map_err(CliError::io("listen for signals"));
-        Ok(Self {
-            interrupt: on(SignalKind::interrupt())?,
-            terminate: on(SignalKind::terminate())?,
-            hang_up: on(SignalKind::hangup())?,
-            quit: on(SignalKind::quit())?,
-            resized: on(SignalKind::window_change())?,
-        })
+        let ignored = ignored()?;
+        let heeded =
+            [INTERRUPT, QUIT, HANG_UP, TERMINATE].into_iter().filter(|number| ignored >> (number - 1) & 1 == 0);
+        let ending =
+            heeded.map(|number| Ok((number, on(SignalKind::from_raw(number))?))).collect::<Result<_, CliError>>();
+        Ok(Self { ending: ending?, resized: on(SignalKind::window_change())? })
     }
 
-    /// The number of the next one that is to end something.
+    /// The number of the next one that is to end something. Cancel-safe.
     pub async fn ending(&mut self) -> i32 {
         loop {
             if let Some(number) = self.next().await {
@@ -44,14 +45,23 @@ impl Signals {
         }
     }
 
-    /// The next one's number; `None` for another size of the terminal.
+    /// The next one's number; `None` for another size of the terminal. Cancel-safe.
     pub async fn next(&mut self) -> Option<i32> {
-        tokio::select! {
-            _ = self.interrupt.recv() => Some(2),
-            _ = self.terminate.recv() => Some(TERMINATE),
-            _ = self.hang_up.recv() => Some(HANG_UP),
-            _ = self.quit.recv() => Some(3),
-            _ = self.resized.recv() => None,
-        }
+        poll_fn(|context| {
+            for (number, signal) in &mut self.ending {
+                if signal.poll_recv(context).is_ready() {
+                    return Poll::Ready(Some(*number));
+                }
+            }
+            self.resized.poll_recv(context).map(|_| None)
+        })
+        .await
     }
+}
+
+/// The signals that are ignored here, a bit each, as Linux's `/proc` tells (`man 5 proc_pid_status`).
+fn ignored() -> Result<u64, CliError> {
+    let status = std::fs::read_to_string("/proc/self/status").map_err(CliError::io("find the signals to heed"))?;
+    let set = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    Ok(set.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).unwrap_or(0))
 }

@@ -207,8 +207,8 @@ fn vm_fork_of_all_or_nothing_that_is_broken_off_leaves_no_child() {
 }
 
 /// What a command says that is broken off, and its exit code, once those whom it waits for go on.
-fn broken_off(mut command: Child, going_on: impl FnOnce()) -> Option<i32> {
-    signal(i32::try_from(command.id()).unwrap(), Signal::INT);
+fn broken_off(mut command: Child, by: Signal, going_on: impl FnOnce()) -> Option<i32> {
+    signal(i32::try_from(command.id()).unwrap(), by);
     let mut said = BufReader::new(command.stderr.take().unwrap()).lines().map(Result::unwrap);
     assert!(said.next().unwrap().contains("broken off"));
     going_on();
@@ -228,12 +228,38 @@ fn vm_run_that_is_broken_off_before_its_command_begins_leaves_no_sandbox() {
         let [machine] = machines(&name.0)[..] else { panic!("one machine") };
         let shim = parent(machine);
         until(|| state(shim) == Some('T'));
-        let code = broken_off(run, || {
+        let code = broken_off(run, Signal::INT, || {
             steps.live();
             signal(shim, Signal::CONT);
         });
         assert_eq!(code, Some(130), "{step}");
         assert!(row(&name.0).is_none() && machines(&name.0).is_empty(), "{step}");
+        steps.forget();
+    }
+}
+
+#[test]
+fn vm_snapshot_restore_that_is_broken_off_leaves_no_sandbox() {
+    let (source, name, steps) = (Name::new("restore-source"), Name::new("broken-restore"), Steps::new());
+    printed(["run", "--memory", "128M", "--name", &source.0]);
+    let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+    let place = folder.path().join("bundle");
+    let place = place.to_str().unwrap();
+    printed(["snapshot", "create", "--stop", &source.0, place]);
+    for (number, code) in [(Signal::INT, 130), (Signal::HUP, 129)] {
+        // It is there, and has not said so.
+        steps.stop("shim ready 1");
+        let restore = steps.start(&["snapshot", "restore", "--name", &name.0, place]);
+        until(|| steps.came_to("shim ready 1") && row(&name.0).is_some());
+        let [machine] = machines(&name.0)[..] else { panic!("one machine") };
+        let shim = parent(machine);
+        until(|| state(shim) == Some('T'));
+        let ended = broken_off(restore, number, || {
+            steps.live();
+            signal(shim, Signal::CONT);
+        });
+        assert_eq!(ended, Some(code));
+        assert!(row(&name.0).is_none() && machines(&name.0).is_empty(), "{number:?}");
         steps.forget();
     }
 }
@@ -251,7 +277,7 @@ fn vm_pool_create_that_is_broken_off_leaves_no_pool() {
         keeper = all.into_iter().map(|pid| i32::try_from(pid).unwrap()).find(|pid| state(*pid) == Some('T'));
         keeper.is_some()
     });
-    let code = broken_off(create, || {
+    let code = broken_off(create, Signal::INT, || {
         steps.live();
         signal(keeper.unwrap(), Signal::CONT);
     });

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::dying::{checkpoints, kill_machine, kill_shim, shim, state};
-use crate::support::{Name, command, json, printed, text, throughline, throughline_with, until};
+use crate::support::{Name, command, json, printed, row, text, throughline, throughline_with, until};
 
 /// Makes a mark first, and another one at its end; runs for long in between.
 const SCRIPT: &str = "touch /root/begun; echo begun; while [ ! -e /root/go ]; do usleep 10000; done; touch /root/done";
@@ -148,4 +148,58 @@ fn vm_exec_that_is_ended_while_its_guest_comes_back_paused_ends_and_so_does_its_
     printed(["resume", &name.0]);
     nothing_is_left(&name);
     assert_eq!(marks(&name), "begun\ngo\n");
+}
+
+/// It dies again before anybody has told that the command was reached.
+#[test]
+fn vm_exec_goes_on_where_its_machine_dies_again_while_it_comes_back() {
+    let name = Name::new("dies-again");
+    printed(["run", "--memory", "128M", "--name", &name.0, "--checkpoint", "1h"]);
+    let mut exec = Command::new(command());
+    let exec = exec.args(["exec", &name.0, "--", "sh", "-c", SCRIPT]).stdin(Stdio::null());
+    let mut exec = exec.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(exec.stdout.take().unwrap()).lines();
+    assert_eq!(lines.next().unwrap().unwrap(), "begun");
+    // A new shim takes a checkpoint first of all.
+    let before = checkpoints(&name)["last"].clone();
+    kill_shim(&name);
+    until(|| checkpoints(&name)["last"] != before);
+    printed(["pause", &name.0]);
+    let mut said = BufReader::new(exec.stderr.take().unwrap()).lines().map(Result::unwrap);
+    for times in 1..=2 {
+        kill_machine(&name);
+        let back = said.next().unwrap();
+        assert!(back.contains("is back at its last checkpoint"), "{back}");
+        // It comes back paused, and is asked for the command.
+        let followed = |command: &serde_json::Value| command["attached"] == true;
+        until(|| {
+            let is_back = checkpoints(&name)["times"] == times && row(&name.0).unwrap()["state"] == "paused";
+            is_back && json(["--json", "ps", &name.0]).as_array().unwrap().iter().any(followed)
+        });
+    }
+    printed(["resume", &name.0]);
+    printed(["exec", &name.0, "--", "touch", "/root/go"]);
+    assert_eq!(exec.wait().unwrap().code(), Some(0), "{:?}", said.collect::<Vec<_>>());
+    assert_eq!(marks(&name), "begun\ndone\ngo\n");
+}
+
+#[test]
+fn vm_exec_heeds_no_signal_that_whoever_started_it_has_ignored() {
+    let name = Name::new("ignored");
+    printed(["run", "--memory", "128M", "--name", &name.0]);
+    let script = "trap 'echo heard' HUP; trap 'exit 3' INT; echo begun; while read line; do echo $line; done";
+    let mut exec = Command::new("sh");
+    exec.args(["-c", "trap '' HUP; exec \"$@\"", "sh"]).arg(command());
+    exec.args(["exec", "-i", &name.0, "--", "sh", "-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut exec = exec.spawn().unwrap();
+    let mut input = exec.stdin.take().unwrap();
+    let mut lines = BufReader::new(exec.stdout.take().unwrap()).lines().map(Result::unwrap);
+    assert_eq!(lines.next().unwrap(), "begun");
+    kill_process(Pid::from_child(&exec), Signal::HUP).unwrap();
+    for line in ["one", "two"] {
+        std::io::Write::write_all(&mut input, format!("{line}\n").as_bytes()).unwrap();
+        assert_eq!(lines.next().unwrap(), line);
+    }
+    kill_process(Pid::from_child(&exec), Signal::INT).unwrap();
+    assert_eq!(exec.wait().unwrap().code(), Some(3), "{:?}", lines.collect::<Vec<_>>());
 }

@@ -1,6 +1,9 @@
 //! Each verb, as a person or a program uses it.
 
-use crate::support::{Name, json, printed, refused, text, throughline, throughline_with};
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+
+use crate::support::{Name, json, places, printed, refused, row, text, throughline, throughline_with};
 
 #[test]
 fn vm_main_path_run_exec_snapshot_restore_and_remove() {
@@ -86,6 +89,31 @@ fn vm_run_with_rm_leaves_nothing() {
     assert!(output.status.success(), "{}", text(&output.stderr));
     let listed = json(["ls", "--json"]);
     assert!(listed.as_array().unwrap().iter().all(|row| row["name"] != name.0.as_str()), "{listed}");
+}
+
+#[test]
+fn vm_run_with_rm_leaves_nothing_of_a_machine_that_was_killed_alone_or_with_its_shim() {
+    for (with_shim, why) in
+        [(false, "has ended: the monitor was ended by signal 9"), (true, "is gone, and nobody saw it end")]
+    {
+        let name = Name::new("vanishes-dead");
+        let mut run = std::process::Command::new(crate::support::command());
+        run.args(["run", "--memory", "128M", "--rm", "--name", &name.0, "--", "sh", "-c", "echo begun; sleep 1000"]);
+        let mut run = run.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut begun = String::new();
+        BufReader::new(run.stdout.take().unwrap()).read_line(&mut begun).unwrap();
+        assert_eq!(begun, "begun\n");
+        let inspected = json(["inspect", "--json", &name.0]);
+        let mut pids = vec![inspected["sandbox"]["machine"]["pid"].to_string()];
+        if with_shim {
+            pids.insert(0, inspected["shim"].to_string());
+        }
+        assert!(std::process::Command::new("kill").arg("-9").args(pids).status().unwrap().success());
+        let ended = run.wait_with_output().unwrap();
+        assert_eq!(ended.status.code(), Some(125), "{}", text(&ended.stderr));
+        assert!(text(&ended.stderr).contains(why), "{}", text(&ended.stderr));
+        assert!(row(&name.0).is_none() && places(&name.0).iter().all(|place| !place.exists()), "{with_shim}");
+    }
 }
 
 /// Killed at once, shim and machine: whoever removes the sandbox removes what was the machine's.

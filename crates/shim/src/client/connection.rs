@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use throughline_sandbox::SandboxError;
 use tokio::sync::{Mutex as AsyncMutex, mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
@@ -230,12 +231,18 @@ impl Shared {
 
     /// Reads answers for as long as there is a shim.
     async fn read(self: Arc<Self>, mut incoming: Incoming) {
+        let mut ended = None;
         loop {
             match incoming.line::<Reply>().await {
+                Ok(Some(Reply::Ended(exit))) => ended = Some(exit),
                 Ok(Some(reply)) => self.understand(reply),
                 gone => {
                     tracing::debug!(?gone, "the shim has gone");
-                    match self.again().await {
+                    let next = match ended.take() {
+                        Some(exit) => Err(SandboxError::Ended(Box::new(exit)).into()),
+                        None => self.again().await,
+                    };
+                    match next {
                         Ok(next) => incoming = next,
                         Err(error) => {
                             self.ended.send_replace(Some(Arc::new(error)));
@@ -256,6 +263,8 @@ impl Shared {
                 self.pairs().retain(|_, pair| (&pair.id, pair.slot, pair.generation) != (&id, slot, generation));
                 return;
             }
+            // For who reads.
+            Reply::Ended(_) => return,
             Reply::RolledBack(id, how_far) => {
                 self.ends_early(&id, Fate::RolledBack(how_far));
                 // Nobody may be interested.

@@ -121,7 +121,11 @@ async fn greet(name: &str, socket: StdStream, memory: &Memory) -> Result<Reached
 
 async fn answer(incoming: &mut Incoming) -> Result<Reply, Try> {
     let line = incoming.line::<Reply>().await.map_err(|error| Try::Later(error.to_string()))?;
-    line.ok_or_else(|| Try::Later("it has just gone".to_owned()))
+    match line {
+        Some(Reply::Ended(exit)) => Err(Try::Never(SandboxError::Ended(Box::new(exit)).into())),
+        Some(reply) => Ok(reply),
+        None => Err(Try::Later("it has just gone".to_owned())),
+    }
 }
 
 /// The process id of a shim that speaks this version.

@@ -64,7 +64,9 @@ pub(super) async fn serve(shared: Arc<Shared>, socket: UnixStream) {
     }
     let end = session.shared.end.borrow().clone();
     // Answers to those who wait for the end; then what is in the rings.
-    if matches!(end, Some(End::Exited(_))) {
+    if let Some(End::Exited(exit)) = &end {
+        // A client that has gone need not be told.
+        let _ = session.outgoing.send(&Reply::Ended(exit.clone())).await;
         let told = async { while session.calls.join_next().await.is_some() {} };
         let _ = tokio::time::timeout(LAST_READS, told).await;
     }
