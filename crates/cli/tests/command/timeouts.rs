@@ -1,7 +1,7 @@
 //! `exec --timeout` of a guest that does not answer: it ends, and so does the command, as soon as the guest goes on.
 
 use std::io::{BufRead, BufReader};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -10,6 +10,23 @@ use crate::support::{Name, command, json, printed, row, text, throughline, throu
 
 /// Makes a mark first, and another one at its end; runs for long in between.
 const SCRIPT: &str = "touch /root/begun; echo begun; while [ ! -e /root/go ]; do usleep 10000; done; touch /root/done";
+
+/// An `exec` of that, in this way, which has begun.
+fn begun(how: &[&str], name: &Name) -> Child {
+    let mut exec = Command::new(command());
+    let exec = exec.arg("exec").args(how).args([&name.0, "--", "sh", "-c", SCRIPT]).stdin(Stdio::piped());
+    let mut exec = exec.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(exec.stdout.take().unwrap()).lines();
+    assert_eq!(lines.next().unwrap().unwrap(), "begun");
+    exec
+}
+
+/// A new shim takes a checkpoint first of all.
+fn checkpoint(name: &Name) {
+    let before = checkpoints(name)["last"].clone();
+    kill_shim(name);
+    until(|| checkpoints(name)["last"] != before);
+}
 
 /// Once a guest goes on, nothing is left of the commands that were told to end: none runs on, or is begun late.
 fn nothing_is_left(name: &Name) {
@@ -54,11 +71,7 @@ fn vm_exec_whose_time_is_up_before_a_paused_guest_answers_ends_and_its_command_i
 fn vm_exec_whose_time_is_up_while_the_guest_is_paused_ends_and_so_does_its_command() {
     let name = Name::new("timeout-running");
     printed(["run", "--memory", "128M", "--name", &name.0]);
-    let mut exec = Command::new(command());
-    let exec = exec.args(["exec", "--timeout", "5s", "-i", &name.0, "--", "sh", "-c", SCRIPT]).stdin(Stdio::piped());
-    let mut exec = exec.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let mut lines = BufReader::new(exec.stdout.take().unwrap()).lines();
-    assert_eq!(lines.next().unwrap().unwrap(), "begun");
+    let mut exec = begun(&["--timeout", "5s", "-i"], &name);
     printed(["pause", &name.0]);
     // More than is taken: no word more has room on its way.
     let mut input = exec.stdin.take().unwrap();
@@ -114,18 +127,8 @@ fn vm_exec_that_is_ended_while_its_guest_comes_back_paused_ends_and_so_does_its_
     let name = Name::new("timeout-back");
     printed(["run", "--memory", "128M", "--name", &name.0, "--checkpoint", "1h"]);
     until(|| !checkpoints(&name)["last"].is_null());
-    let mut execs = ["40s", "1h"].map(|time| {
-        let mut exec = Command::new(command());
-        let exec = exec.args(["exec", "--timeout", time, &name.0, "--", "sh", "-c", SCRIPT]).stdin(Stdio::null());
-        let mut exec = exec.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let mut lines = BufReader::new(exec.stdout.take().unwrap()).lines();
-        assert_eq!(lines.next().unwrap().unwrap(), "begun");
-        exec
-    });
-    // A new shim takes a checkpoint first of all.
-    let before = checkpoints(&name)["last"].clone();
-    kill_shim(&name);
-    until(|| checkpoints(&name)["last"] != before);
+    let mut execs = ["40s", "1h"].map(|time| begun(&["--timeout", time], &name));
+    checkpoint(&name);
     printed(["pause", &name.0]);
     kill_machine(&name);
     let mut said = execs.each_mut().map(|exec| BufReader::new(exec.stderr.take().unwrap()).lines().map(Result::unwrap));
@@ -155,15 +158,8 @@ fn vm_exec_that_is_ended_while_its_guest_comes_back_paused_ends_and_so_does_its_
 fn vm_exec_goes_on_where_its_machine_dies_again_while_it_comes_back() {
     let name = Name::new("dies-again");
     printed(["run", "--memory", "128M", "--name", &name.0, "--checkpoint", "1h"]);
-    let mut exec = Command::new(command());
-    let exec = exec.args(["exec", &name.0, "--", "sh", "-c", SCRIPT]).stdin(Stdio::null());
-    let mut exec = exec.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let mut lines = BufReader::new(exec.stdout.take().unwrap()).lines();
-    assert_eq!(lines.next().unwrap().unwrap(), "begun");
-    // A new shim takes a checkpoint first of all.
-    let before = checkpoints(&name)["last"].clone();
-    kill_shim(&name);
-    until(|| checkpoints(&name)["last"] != before);
+    let mut exec = begun(&[], &name);
+    checkpoint(&name);
     printed(["pause", &name.0]);
     let mut said = BufReader::new(exec.stderr.take().unwrap()).lines().map(Result::unwrap);
     for times in 1..=2 {

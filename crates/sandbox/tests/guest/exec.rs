@@ -1,5 +1,7 @@
 //! Commands: binary-safe, complete, and gone when nobody wants them.
 
+use std::time::Duration;
+
 use throughline_sandbox::{ChildEvent, SandboxError};
 use throughline_wire::exec::{Exit, FailureKind, STDIN_WINDOW};
 
@@ -109,6 +111,8 @@ async fn vm_exec_is_binary_safe_and_complete_at_any_pace() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn vm_exec_signal_passes_input_that_nobody_reads() {
+    /// What the kernel takes for a command that does not read (`man 7 pipe`).
+    const PIPE: u64 = 64 << 10;
     watched(async {
         let sandbox = restored().await;
         let child = sandbox.command("sleep").arg("1000").stdin().label("deaf").spawn().await.unwrap();
@@ -117,11 +121,17 @@ async fn vm_exec_signal_passes_input_that_nobody_reads() {
         let info = || sandbox.link().channels().into_iter().find(|channel| channel.label == "deaf").unwrap();
         let sent = info().sent;
         let big = vec![7; 10 << 20];
+        let full = async {
+            until(async || info().sent - sent >= PIPE + STDIN_WINDOW / 2).await;
+            // Time to send more, if anything let it.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        };
         tokio::select! {
             written = input.write_all(&big) => panic!("nobody read, and {written:?}"),
-            () = until(async || info().sent - sent >= STDIN_WINDOW) => {}
+            () = full => {}
         }
-        assert!(info().sent - sent < 2 * STDIN_WINDOW, "the window holds");
+        let written = info().sent - sent;
+        assert!(written < PIPE + 2 * STDIN_WINDOW, "the window holds: {written}");
         input.signal(15, false).await.unwrap();
         assert_eq!(collecting.await.unwrap().unwrap().exit, Exit::Signal(15));
 
