@@ -182,6 +182,13 @@ impl Relay {
         (above.received + above.unread).saturating_sub(passed)
     }
 
+    /// Whether nothing has been said on the upstream channel yet, by either of its sides.
+    pub fn is_silent(&self) -> bool {
+        self.up.info().is_ok_and(|above| {
+            above.sent == above.sent_from && above.received == above.received_from && above.unread == 0
+        })
+    }
+
     /// Consumes upstream what downstream's peer has consumed, which may have ended without a word.
     pub async fn settle(&self) -> Result<(), Error> {
         let below = self.down.info()?;

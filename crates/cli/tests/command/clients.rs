@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -10,6 +11,7 @@ use throughline_shim::api::{Call, Open, Request, SOCKET, VERSION};
 use throughline_wire::port::EXEC;
 
 use crate::creators::{another_boot, on_paper};
+use crate::dying::Steps;
 use crate::support::{Name, command, json, places, printed, row, text, throughline, until};
 
 /// Kills of each kind.
@@ -124,6 +126,15 @@ fn vm_a_client_that_dies_before_it_uses_what_was_opened_for_it_leaves_no_command
     assert_eq!(commands(), 1);
     drop(client);
     until(|| commands() == 0);
+    // It was just told that it may use it.
+    let steps = Steps::new();
+    for how in [None, Some("-d")] {
+        let exec = [&["exec"][..], how.as_slice(), &[&name.0, "--", "touch", "/root/begun"]].concat();
+        let died = steps.run_and_die(&exec, "command paired 1");
+        assert_eq!(died.status.signal(), Some(9), "{}", text(&died.stderr));
+        until(|| commands() == 0);
+    }
+    assert_eq!(printed(["exec", &name.0, "--", "ls", "/root"]), "");
 }
 
 #[test]

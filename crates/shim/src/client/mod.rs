@@ -12,6 +12,7 @@ use async_trait::async_trait;
 use throughline::{Kind as Carries, Messages, Stream};
 use throughline_sandbox::engine::Exit;
 use throughline_sandbox::guest::{Guest, Opening};
+use throughline_sandbox::steps::step;
 use throughline_sandbox::{Child, Command, Record, SandboxError};
 use tokio::sync::oneshot;
 
@@ -67,7 +68,8 @@ impl Remote {
         Command::new(self.guest(false), program)
     }
 
-    /// The way to the guest. With `keep`, channels outlive this process: they wait to be attached to.
+    /// The way to the guest. With `keep`, channels outlive this process, if anything was said on them: they wait to be
+    /// attached to.
     pub fn guest(&self, keep: bool) -> Arc<Way> {
         Arc::new(Way { remote: self.clone(), keep, id: std::sync::Mutex::default() })
     }
@@ -201,6 +203,7 @@ impl Remote {
         let Opened { timeline, received, sent, .. } = opened;
         let (slot, generation) = (channel_id.slot, channel_id.generation);
         self.0.connection.pair(Pair { id, slot, generation, timeline, received, sent, keep }).await?;
+        step("paired");
         Ok(channel)
     }
 }

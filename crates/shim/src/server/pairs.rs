@@ -246,6 +246,8 @@ pub(super) async fn carry(relay: Relay, pair: Pair, outgoing: Outgoing, mut over
         Some(Ok(Ended::Upstream)) => relay.close(),
         Some(Ok(Ended::Downstream)) if !pair.keep => relay.close(),
         Some(Ok(Ended::Reset)) => relay.abort(),
+        // Who opened it had not come to using it: nobody else knows of it.
+        Some(Ok(Ended::Downstream)) | None if outgoing.has_gone() && relay.is_silent() => relay.abort(),
         Some(Ok(Ended::Downstream)) | None => {
             // What it consumed is gone, the rest is for the next one.
             if let Err(error) = relay.settle().await {

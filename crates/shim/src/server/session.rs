@@ -139,7 +139,7 @@ impl Session {
                 });
             }
             Call::Pair(pair) => {
-                let is_new = of(&self.opened).remove(&pair.id);
+                of(&self.opened).remove(&pair.id);
                 let (link, over) = (self.link.clone(), self.over.subscribe());
                 self.pairs.spawn(async move {
                     let Some(link) = link else {
@@ -154,8 +154,6 @@ impl Session {
                         return link.abort(&pair).await;
                     }
                     match shared.pair(&link, &pair).await {
-                        // Its client has gone before it could say anything: nobody else knows of it.
-                        Ok(relay) if is_new && outgoing.has_gone() => relay.abort(),
                         Ok(relay) => {
                             reply(&outgoing, number, Ok(Answer::Done)).await;
                             carry(relay, pair, outgoing, over).await;
