@@ -169,8 +169,7 @@ impl Program {
         let mut command = Command::new(&self.path);
         command.args(&self.arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
         command.current_dir("/");
-        // A group of its own: what a terminal sends to this one does not concern it.
-        command.process_group(0);
+        leave_session(&mut command);
         let failed = |source| ShimError::Start { program: self.path.clone(), source };
         let mut child = command.spawn().map_err(failed)?;
         let (stdin, stdout) = (child.stdin.take(), child.stdout.take().map(BufReader::new));
@@ -182,6 +181,14 @@ impl Program {
         });
         Ok(InWaiting { program: self.path.clone(), stdin, stdout, ended })
     }
+}
+
+/// Has it begin a session of its own. What a terminal sends to this one does not concern it; and a group of this one would
+/// be hung up where it stands still while whoever began it ends (`man 2 setpgid`, on orphaned groups).
+#[expect(unsafe_code, reason = "before anything can happen to it, so between fork and exec")]
+fn leave_session(command: &mut Command) {
+    // SAFETY: the closure makes a system call only: it neither allocates nor takes a lock that another thread may have held.
+    unsafe { command.pre_exec(|| Ok(rustix::process::setsid().map(drop)?)) };
 }
 
 /// A shim that waits, with a child of a zygote, to be taken. It ends when this is dropped.

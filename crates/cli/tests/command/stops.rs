@@ -66,6 +66,31 @@ fn vm_a_process_that_is_stopped_for_five_seconds_delays_what_it_does_and_breaks_
     }
 }
 
+/// Stopped members of a group that is orphaned are hung up.
+#[test]
+fn vm_a_shim_and_a_keeper_that_stand_still_when_whoever_began_them_is_killed_go_on() {
+    let (name, steps) = (Name::new("stopped-orphan"), Steps::new());
+    let pool = Pool(format!("stopped-orphan-{}", std::process::id()));
+    let killed = |arguments: &[&str], step: &str| {
+        steps.stop(step);
+        let mut begins = steps.start(arguments);
+        let begun = || children(begins.id().into()).first().map(|pid| i32::try_from(*pid).unwrap());
+        until(|| begun().and_then(state) == Some('T'));
+        let begun = begun().unwrap();
+        steps.live();
+        begins.kill().unwrap();
+        begins.wait().unwrap();
+        signal(begun, Signal::CONT);
+        begun
+    };
+    let begun = killed(&["run", "--memory", "128M", "--name", &name.0], "shim listen 1");
+    until(|| row(&name.0).is_some_and(|row| row["state"] == "running"));
+    assert_eq!(shim(&name), begun);
+    let begun = killed(&["pool", "create", &name.0, &pool.0, "-n", "1"], "command zygote 1");
+    filled(&pool.0, 1);
+    assert_eq!(standing(&pool.0).unwrap()["pid"], begun);
+}
+
 fn all(pids: &[i32], number: Signal) {
     for pid in pids {
         signal(*pid, number);

@@ -63,14 +63,26 @@ impl Folder {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir_all(&self.path) {
+        if let Err(error) = empty(&self.path) {
             tracing::warn!(folder = %self.path.display(), %error, "a pool's folder was left behind");
         }
-        // The last one leaves nothing.
+        // Another keeper may have it by now. The last one leaves nothing.
+        let _ = fs::remove_dir(&self.path);
         if let Some(all) = self.path.parent() {
             let _ = fs::remove_dir(all);
         }
     }
+}
+
+/// Removes what is in a pool's folder, the lock last: from then on the folder may be another keeper's.
+fn empty(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_name() != LOCK {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    fs::remove_file(folder.join(LOCK))
 }
 
 /// Where a pool's folder is.
