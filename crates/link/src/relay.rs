@@ -182,11 +182,9 @@ impl Relay {
         (above.received + above.unread).saturating_sub(passed)
     }
 
-    /// Whether nothing has been said on the upstream channel yet, by either of its sides.
-    pub fn is_silent(&self) -> bool {
-        self.up.info().is_ok_and(|above| {
-            above.sent == above.sent_from && above.received == above.received_from && above.unread == 0
-        })
+    /// The upstream channel.
+    pub fn upstream(&self) -> Result<ChannelInfo, Error> {
+        self.up.info()
     }
 
     /// Consumes upstream what downstream's peer has consumed, which may have ended without a word.

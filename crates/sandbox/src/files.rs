@@ -17,9 +17,10 @@ use std::fmt;
 use std::io::{self, BufRead, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde_bytes::ByteBuf;
-use throughline::{Error, Link, MessageReceiver, Messages};
+use throughline::{Connect, Error, Link, MessageReceiver, Messages, OnFork};
 use throughline_files::{Input, Output, Root, failure, found, pack, pump, unpack};
 use throughline_wire::files::{Failure, FailureKind, Form, Frame, Get, Put, Reply, Request};
 use throughline_wire::port;
@@ -94,9 +95,18 @@ pub struct Progress {
     pub total: Option<u64>,
 }
 
+/// How long a channel is kept, after its process has died, for another one to adopt it: a shim's successor does.
+const UNADOPTED: Duration = Duration::from_mins(2);
+
 /// Opens a channel for one transfer.
 pub async fn connect(link: &Link) -> Result<Messages, SandboxError> {
-    Ok(link.connect_with(port::FILES).unanswered().ring_bytes(RING).messages().await?)
+    Ok(ends_with_its_owner(link.connect_with(port::FILES).unanswered().ring_bytes(RING)).messages().await?)
+}
+
+/// Has a channel end where nobody has it: only who began a transfer can go on with it. A child of a fork has nobody who
+/// did.
+pub fn ends_with_its_owner(connect: Connect) -> Connect {
+    connect.on_fork(OnFork::Reset).close_unadopted(UNADOPTED)
 }
 
 /// What there is at a path in the guest; `follow` looks at what a symbolic link names.

@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use throughline_shim::api::{Call, Open, Request, SOCKET, VERSION};
@@ -135,6 +135,49 @@ fn vm_a_client_that_dies_before_it_uses_what_was_opened_for_it_leaves_no_command
         until(|| commands() == 0);
     }
     assert_eq!(printed(["exec", &name.0, "--", "ls", "/root"]), "");
+}
+
+/// More than a sandbox has channels for them.
+const COPIES: usize = 6;
+
+#[test]
+fn vm_copies_end_with_their_client_whether_it_is_killed_or_left_behind_by_a_fork() {
+    let (name, child) = (Name::new("killed-copy"), Name::new("killed-copy-child"));
+    printed(["run", "--name", &name.0]);
+    let channels = |name: &Name| json(["inspect", "--json", &name.0])["channels"].as_array().unwrap().clone();
+    let (inside, some) = (format!("{}:/root/file", name.0), vec![7; 2 << 20]);
+    let copy = |from: &str, to: &str| {
+        let mut copy = Command::new(command());
+        let piped = copy.args(["cp", from, to]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        piped.spawn().unwrap()
+    };
+    let under_way =
+        |which: &str| until(|| channels(&name).iter().any(|channel| channel[which].as_u64() > Some(1 << 16)));
+    let upload = || {
+        let mut upload = copy("-", &inside);
+        upload.stdin.as_mut().unwrap().write_all(&some).unwrap();
+        under_way("sent");
+        upload
+    };
+    let killed = |mut client: Child| {
+        client.kill().unwrap();
+        client.wait().unwrap();
+        until(|| channels(&name).is_empty());
+    };
+    for _ in 0..COPIES {
+        killed(upload());
+    }
+    let last = upload();
+    printed(["fork", &name.0, &child.0]);
+    assert!(channels(&child).is_empty());
+    // The end of its input.
+    assert!(last.wait_with_output().unwrap().status.success());
+    assert_eq!(printed(["exec", &name.0, "--", "stat", "-c", "%s", "/root/file"]).trim(), some.len().to_string());
+    for _ in 0..COPIES {
+        let download = copy(&inside, "-");
+        under_way("received");
+        killed(download);
+    }
 }
 
 #[test]

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use throughline::{ChannelId, ChannelInfo, Doorbell, Ended, Link, Region, Relay};
+use throughline_sandbox::files::ends_with_its_owner;
+use throughline_wire::port;
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
@@ -140,6 +142,7 @@ impl Shared {
         let label = format!("{} {}", open.id, open.label);
         let connect = self.sandbox.link().connect_with(open.port).unanswered();
         let connect = connect.label(&label).ring_bytes(open.ring_bytes);
+        let connect = if open.port == port::FILES { ends_with_its_owner(connect) } else { connect };
         let failed = |error: throughline::Error| Failure { kind: Kind::Failed, message: error.to_string() };
         if open.messages {
             connect.messages().await.map_err(failed)?.release();
@@ -223,6 +226,15 @@ async fn last_reads(relay: &Relay) -> Option<Result<Ended, throughline::Error>> 
     None
 }
 
+/// Whether nobody can go on with a channel whose client has gone: it had not come to using it, so that nobody else knows
+/// of it; or it copied files, of which nobody else knows how far they are.
+fn is_useless(relay: &Relay) -> bool {
+    relay.upstream().is_ok_and(|above| {
+        let silent = above.sent == above.sent_from && above.received == above.received_from && above.unread == 0;
+        silent || above.port == port::FILES
+    })
+}
+
 /// Carries a pair until it ends, or its client has gone.
 pub(super) async fn carry(relay: Relay, pair: Pair, outgoing: Outgoing, mut over: watch::Receiver<Option<Over>>) {
     let ended = tokio::select! {
@@ -246,8 +258,7 @@ pub(super) async fn carry(relay: Relay, pair: Pair, outgoing: Outgoing, mut over
         Some(Ok(Ended::Upstream)) => relay.close(),
         Some(Ok(Ended::Downstream)) if !pair.keep => relay.close(),
         Some(Ok(Ended::Reset)) => relay.abort(),
-        // Who opened it had not come to using it: nobody else knows of it.
-        Some(Ok(Ended::Downstream)) | None if outgoing.has_gone() && relay.is_silent() => relay.abort(),
+        Some(Ok(Ended::Downstream)) | None if outgoing.has_gone() && is_useless(&relay) => relay.abort(),
         Some(Ok(Ended::Downstream)) | None => {
             // What it consumed is gone, the rest is for the next one.
             if let Err(error) = relay.settle().await {
