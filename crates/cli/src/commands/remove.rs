@@ -1,7 +1,7 @@
 //! Removing what is not needed any more.
 
 use serde_json::json;
-use throughline_sandbox::{Known, PlaceError, Sandbox, SandboxError, State};
+use throughline_sandbox::{Known, PlaceError, Sandbox, SandboxError};
 
 use super::connect;
 use crate::error::CliError;
@@ -34,8 +34,8 @@ pub async fn remove(name: &str, force: bool) -> Result<(), CliError> {
             return Err(CliError::Usage(format!("sandbox {name:?} runs; end it first, or use `rm --force`")));
         }
         let killed = async {
-            // Nobody has to bring it back for that, and perhaps nobody can.
-            if known.state == State::Lost && Sandbox::give_up(name).is_ok() {
+            // Nobody has to take it over for that, or to bring it back, and perhaps nobody can.
+            if Sandbox::give_up(name).is_ok() {
                 return Ok(());
             }
             connect(name).await?.kill().await.map(drop).map_err(CliError::from)

@@ -3,7 +3,8 @@
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
 
-use crate::support::{Name, json, places, printed, refused, row, text, throughline, throughline_with};
+use crate::dying::kill_shim;
+use crate::support::{Name, json, machines, places, printed, refused, row, text, throughline, throughline_with};
 
 #[test]
 fn vm_main_path_run_exec_snapshot_restore_and_remove() {
@@ -238,4 +239,22 @@ fn vm_logs_are_followed_until_the_sandbox_ends_and_who_is_refused_is_told_why() 
     }
     assert_eq!(throughline(["no-such-verb"]).status.code(), Some(125));
     assert!(throughline(["--help"]).status.success());
+}
+
+#[test]
+fn vm_rm_force_ends_a_sandbox_that_nobody_can_take_over() {
+    let spoil: [fn(&str); 2] = [
+        |name| std::fs::rename(places(name)[1].join("bell"), places(name)[1].join("away")).unwrap(),
+        |name| std::fs::write(places(name)[0].join("current/sidecar"), "rubbish").unwrap(),
+    ];
+    for (number, spoil) in spoil.into_iter().enumerate() {
+        let name = Name::new(&format!("spoilt-{number}"));
+        printed(["run", "--memory", "128M", "--name", &name.0]);
+        kill_shim(&name);
+        spoil(&name.0);
+        assert_eq!(machines(&name.0).len(), 1);
+        assert_eq!(throughline(["rm", &name.0]).status.code(), Some(125));
+        printed(["rm", "--force", &name.0]);
+        assert!(machines(&name.0).is_empty() && places(&name.0).iter().all(|place| !place.exists()));
+    }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use throughline::{Link, Region, Sidecar};
+use throughline::{Link, Region, Sidecar, SidecarError};
 
 use super::hand_over::Owed;
 use super::record::{Record, Wanted};
@@ -56,21 +56,23 @@ impl Sandbox {
         Ok(this)
     }
 
-    /// Ends a sandbox whose machine has died, and that would go back to its last checkpoint: it will not. Nothing happens
-    /// where there is a machine that runs, or the end is on paper already.
+    /// Ends a sandbox that no process has, and that perhaps none can take over: a machine that runs is killed, and one that
+    /// has died does not go back to its last checkpoint. Nothing happens where the end is on paper already. Blocks until
+    /// the machine has ended, seconds at most.
     ///
     /// # Errors
-    /// There is no such sandbox; another process has it ([`Sidecar`](SandboxError::Sidecar)), and may be going back just
-    /// now.
+    /// There is no such sandbox; another process has it ([`Sidecar`](SandboxError::Sidecar)).
     pub fn give_up(name: &str) -> Result<(), SandboxError> {
         let places = Places::open(name)?;
-        let _lease = lease(&places.current())?;
-        match Record::read(places.runtime())? {
-            Some(record)
-                if record.exit.is_none() && (record.checkpoints.going_back || !record.machine.is_running()) =>
-            {
-                given_up(&places, record).map(drop)
+        let _lease = match lease(&places.current()) {
+            Err(SandboxError::Sidecar(held @ (SidecarError::Held { .. } | SidecarError::RegionHeld { .. }))) => {
+                return Err(held.into());
             }
+            // One that is damaged is nobody's.
+            lease => lease.ok(),
+        };
+        match Record::read(places.runtime())? {
+            Some(record) if record.exit.is_none() => given_up(&places, record).map(drop),
             _ => Ok(()),
         }
     }
@@ -142,10 +144,10 @@ fn lease(current: &Path) -> Result<(Region, Sidecar), SandboxError> {
     }
 }
 
-/// Ends what the last try to go back to a checkpoint left; how the sandbox ended.
+/// Ends the machine, or what the last try to go back to a checkpoint left of one; how the sandbox ended.
 fn given_up(places: &Places, mut record: Record) -> Result<SandboxError, SandboxError> {
     let runtime = places.runtime();
-    end_left(runtime).map_err(SandboxError::io("end the machine of the last try"))?;
+    end_left(runtime).map_err(SandboxError::io("end the machine"))?;
     let (console, messages) = (String::new(), String::new());
     let nobody_saw = || Exit { reason: ExitReason::Unknown, console, messages, vain_tries: 0, vain_error: None };
     let exit = record.in_vain(record.checkpoints.lost.clone().unwrap_or_else(nobody_saw));
