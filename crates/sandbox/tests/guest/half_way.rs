@@ -14,6 +14,8 @@ use crate::support::{children, folder, gone, let_go, places, restored, text, unh
 
 /// How often one goes back to a checkpoint.
 const TRIES: u32 = 5;
+/// Orders that are given by who does not wait for the answer.
+const ORDERS: u32 = 40;
 
 fn paper(name: &str) -> serde_json::Value {
     serde_json::from_slice(&fs::read(places(name)[1].join("sandbox.json")).unwrap()).unwrap()
@@ -74,6 +76,29 @@ async fn vm_take_over_that_fails_half_way_leaves_everything_to_the_next_one() {
         assert_eq!(text(&sandbox, "cat /run/throughline/epoch").await, epoch);
         sandbox.kill().await.unwrap();
         until(async || !machine.is_running()).await;
+        gone(&name).await;
+    })
+    .await;
+}
+
+/// The machine answers who is there, if whoever gave the order has gone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn vm_take_over_takes_no_answer_for_its_own_that_was_for_who_had_the_sandbox_before() {
+    watched(async {
+        let mut sandbox = restored().await;
+        let name = sandbox.name().to_owned();
+        for _ in 0..ORDERS {
+            let mut order = Box::pin(sandbox.pause());
+            poll_fn(|context| Poll::Ready(order.as_mut().poll(context).is_ready())).await;
+            // It is on its way.
+            tokio::task::yield_now().await;
+            drop(order);
+            let_go(sandbox).await;
+            sandbox = Sandbox::take_over(&name).await.unwrap();
+            sandbox.resume().await.unwrap();
+            assert_eq!(text(&sandbox, "echo on").await, "on");
+        }
+        sandbox.kill().await.unwrap();
         gone(&name).await;
     })
     .await;

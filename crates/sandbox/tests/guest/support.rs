@@ -94,7 +94,10 @@ pub async fn let_go(sandbox: Sandbox) -> String {
 pub async fn unheld(name: &str) {
     let current = places(name)[0].join("current");
     let region = Region::open(&current.join("region")).expect("a region");
-    let held = || matches!(Sidecar::open(&current.join("sidecar"), &region), Err(SidecarError::Held { .. }));
+    let held = || {
+        let opened = Sidecar::open(&current.join("sidecar"), &region);
+        matches!(opened, Err(SidecarError::Held { .. } | SidecarError::RegionHeld { .. }))
+    };
     until(async || !held()).await;
 }
 

@@ -1,18 +1,18 @@
 //! The monitor's control socket. Every call has a deadline.
 
 use std::fs::File;
-use std::io::{self, IoSlice};
+use std::io::{self, Cursor, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use qapi::futures::{QapiEvents, QapiService, QmpStreamTokio};
+use qapi::futures::{QapiEvents, QapiService, QapiStream, QmpStreamTokio};
 use qapi::qmp::{Event, MigrationStatus, QmpCommand, ShutdownCause, StatusInfo};
 use qapi::{ExecuteError, qmp};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
-use tokio::io::{ReadHalf, WriteHalf};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Chain, ReadHalf, WriteHalf};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -22,6 +22,12 @@ use crate::sockets;
 
 /// How long the monitor may take for one answer. Only a hung or starved one needs so long.
 pub(super) const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Of the command that no answer to anybody else's is taken for.
+const ID: &str = "throughline";
+
+/// What comes from the monitor: its greeting once more, and what comes after the negotiation.
+type Heard = Chain<Cursor<Vec<u8>>, BufReader<ReadHalf<UnixStream>>>;
 
 /// Why a state does not load.
 const DAMAGED: &str = "the saved state is damaged or of another machine";
@@ -65,11 +71,7 @@ impl Qmp {
         });
         let (same, socket) =
             socket.map_err(|source| EngineError::io("connect to the control socket in", folder, source))?;
-        let open = async {
-            let negotiation = QmpStreamTokio::open(socket).await?;
-            negotiation.negotiate().await
-        };
-        let stream = in_time(doing, open).await?.map_err(|error| refused(doing, &ExecuteError::Io(error)))?;
+        let stream = in_time(doing, open(socket)).await?.map_err(|error| refused(doing, &ExecuteError::Io(error)))?;
         let (service, events) = stream.into_parts();
         let (sender, seen) = watch::channel(Seen::default());
         Ok(Self { service, socket: same, seen, reader: tokio::spawn(read(events, sender)) })
@@ -162,7 +164,44 @@ impl Qmp {
     }
 }
 
-async fn read(mut events: QapiEvents<QmpStreamTokio<ReadHalf<UnixStream>>>, seen: watch::Sender<Seen>) {
+/// Negotiates by itself, with an id: whatever comes before that answer may be for who was connected before, and died
+/// without it, even what comes before the greeting. The monitor carries out one command after the other, so that nothing
+/// of his comes later.
+async fn open(
+    socket: UnixStream,
+) -> io::Result<QapiStream<QmpStreamTokio<Heard>, QmpStreamTokio<WriteHalf<UnixStream>>>> {
+    let (read, mut write) = tokio::io::split(socket);
+    let mut read = BufReader::new(read);
+    let greeting = until(&mut read, |line| line.get("QMP").is_some()).await?;
+    let negotiate = serde_json::json!({ "execute": "qmp_capabilities", "id": ID });
+    write.write_all(format!("{negotiate}\n").as_bytes()).await?;
+    let answer = until(&mut read, |line| line["id"] == ID).await?;
+    if let Some(error) = answer.get("error") {
+        return Err(io::Error::other(error["desc"].to_string()));
+    }
+    let read = Cursor::new(format!("{greeting}\n").into_bytes()).chain(read);
+    Ok(QmpStreamTokio::open_split(read, write).await?.stream)
+}
+
+/// The next line that is wanted.
+async fn until(
+    read: &mut BufReader<ReadHalf<UnixStream>>,
+    wanted: impl Fn(&serde_json::Value) -> bool,
+) -> io::Result<serde_json::Value> {
+    let mut text = String::new();
+    loop {
+        text.clear();
+        if read.read_line(&mut text).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let line = serde_json::from_str(&text)?;
+        if wanted(&line) {
+            return Ok(line);
+        }
+    }
+}
+
+async fn read(mut events: QapiEvents<QmpStreamTokio<Heard>>, seen: watch::Sender<Seen>) {
     while let Some(Ok(event)) = events.next().await {
         seen.send_if_modified(|seen| {
             match event {
